@@ -1,0 +1,114 @@
+"""Putting another kernel socket under an application's descriptor, with the options the application had set.
+
+Needed where the proxy's address family differs from the socket's, and after a connect that failed: a plain socket can be
+connected again after that, at another address say, and its descriptor keeps its number.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import Optional
+
+from ._originals import SocketType
+
+__all__ = ["identity", "replace"]
+
+# What an application may set before it connects. An option that a platform lacks is left out there.
+_OPTIONS: tuple[tuple[str, str], ...] = (
+    ("SOL_SOCKET", "SO_KEEPALIVE"),
+    ("SOL_SOCKET", "SO_REUSEADDR"),
+    ("SOL_SOCKET", "SO_REUSEPORT"),
+    ("SOL_SOCKET", "SO_OOBINLINE"),
+    ("SOL_SOCKET", "SO_PRIORITY"),
+    ("SOL_SOCKET", "SO_MARK"),
+    ("SOL_SOCKET", "SO_SNDBUF"),
+    ("SOL_SOCKET", "SO_RCVBUF"),
+    ("IPPROTO_IP", "IP_TOS"),
+    ("IPPROTO_IP", "IP_TTL"),
+    ("IPPROTO_IPV6", "IPV6_UNICAST_HOPS"),
+    ("IPPROTO_IPV6", "IPV6_TCLASS"),
+    ("IPPROTO_IPV6", "IPV6_V6ONLY"),
+    ("IPPROTO_TCP", "TCP_NODELAY"),
+    ("IPPROTO_TCP", "TCP_KEEPIDLE"),
+    ("IPPROTO_TCP", "TCP_KEEPALIVE"),
+    ("IPPROTO_TCP", "TCP_KEEPINTVL"),
+    ("IPPROTO_TCP", "TCP_KEEPCNT"),
+    ("IPPROTO_TCP", "TCP_USER_TIMEOUT"),
+    ("IPPROTO_TCP", "TCP_MAXSEG"),
+    ("IPPROTO_TCP", "TCP_SYNCNT"),
+    ("IPPROTO_TCP", "TCP_QUICKACK"),
+)
+_LINGER_SIZE = 8  # struct linger: two ints
+# Linux keeps twice the number of octets asked for, and reports that (socket(7)).
+_DOUBLED = (getattr(socket, "SO_SNDBUF", None), getattr(socket, "SO_RCVBUF", None))
+
+
+def identity(fd: int) -> Optional[tuple[int, int]]:
+    """What tells one kernel socket from another, whatever descriptors it has; None where the platform cannot say."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino)
+
+
+def replace(fd: int, family: int, *, bound: Optional[tuple[object, ...]] = None) -> None:
+    """Puts a new, unconnected TCP socket of `family` under `fd`; options, blocking mode and inheritance stay.
+
+    Args:
+        bound: local address to bind it to.
+
+    Raises:
+        OSError: no socket could be had; then `fd` is as it was.
+    """
+    blocking, inheritable = os.get_blocking(fd), os.get_inheritable(fd)
+    new = SocketType(family, socket.SOCK_STREAM, 0)
+    try:
+        _copy_options(fd, new, family)
+        os.dup2(new.fileno(), fd, inheritable)
+    finally:
+        new.close()
+    os.set_blocking(fd, blocking)
+    if bound is not None:
+        _bind(fd, family, bound)
+
+
+def _bind(fd: int, family: int, address: tuple[object, ...]) -> None:
+    borrowed = SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        # Where the address has been taken meanwhile, the next connect uses another, as after any failed one.
+        with suppress(OSError):
+            borrowed.bind(address)
+    finally:
+        borrowed.detach()
+
+
+def _copy_options(fd: int, new: SocketType, family: int) -> None:
+    old = SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        for level_name, name in _OPTIONS:
+            level, option = getattr(socket, level_name, None), getattr(socket, name, None)
+            if level is not None and option is not None:
+                _copy_option(old, new, level, option)
+        _copy_linger(old, new)
+    finally:
+        old.detach()
+
+
+def _copy_option(old: SocketType, new: SocketType, level: int, option: int) -> None:
+    # ENOPROTOOPT where the option is not of this family, EPERM where only root may set it: then it cannot be kept.
+    with suppress(OSError):
+        value = old.getsockopt(level, option)
+        if value == new.getsockopt(level, option):
+            return
+        doubled = level == socket.SOL_SOCKET and option in _DOUBLED and os.uname().sysname == "Linux"
+        new.setsockopt(level, option, value // 2 if doubled else value)
+
+
+def _copy_linger(old: SocketType, new: SocketType) -> None:
+    with suppress(OSError):
+        new.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, old.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_SIZE))
+
+

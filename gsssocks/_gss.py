@@ -1,0 +1,290 @@
+"""Security contexts over python-gssapi: the only room that knows it.
+
+The low-level `gssapi.raw` calls are used throughout. The high-level `SecurityContext` keeps an error of `step` for the *next*
+call by default, adds flags of its own (out-of-sequence detection, wrong for UDP), and costs twice the time for a small message.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from typing import Optional
+
+from gssapi import raw
+
+from ._security import Granted, Unwrapped
+from .exceptions import AuthenticationError, ProtectionError
+
+__all__ = ["Acceptor", "Initiator"]
+
+_Flag = raw.RequirementFlag
+
+MECHANISMS: Mapping[str, str] = {
+    "krb5": "1.2.840.113554.1.2.2",
+    "spnego": "1.3.6.1.5.5.2",
+    "ntlmssp": "1.3.6.1.4.1.311.2.2.10",
+}
+"""Mechanisms that may be asked for by name; any other by its OID in dotted form."""
+
+_DELEGATION_FLAGS = {
+    # Only to a proxy that the KDC marks as fit for delegation (ok-as-delegate): RFC 1961 asks for DELEG without condition, which
+    # would hand the user's whole identity to any proxy.
+    "policy": _Flag.ok_as_delegate,
+    "always": _Flag.delegate_to_peer,
+    "never": 0,
+}
+
+# Linux has errnos for keys; elsewhere the nearest portable one.
+_ENOKEY = getattr(errno, "ENOKEY", errno.EACCES)
+_EKEYEXPIRED = getattr(errno, "EKEYEXPIRED", errno.EACCES)
+_EKEYREJECTED = getattr(errno, "EKEYREJECTED", errno.EACCES)
+
+# Kerberos error codes (com_err, base -1765328384), as GSS-API minor codes: what went wrong, the errno, and the remedy.
+_KRB5_BASE = -1765328384
+_WRONG_KEY = (
+    _EKEYREJECTED,
+    "the proxy's key does not fit the ticket: its keytab is older than the KDC's key, or is another service's",
+)
+_NO_CREDENTIALS = (_ENOKEY, "no Kerberos ticket: run kinit, or name a cache or keytab (ccache=, keytab=)")
+_REMEDIES: Mapping[int, tuple[int, str]] = {
+    _KRB5_BASE + 6: (_ENOKEY, "the KDC does not know the user: check the principal"),
+    _KRB5_BASE + 7: (
+        _EKEYREJECTED,
+        "the KDC does not know that service: check the proxy's host name, and service= (socks, rcmd and host are in use) "
+        "or give the whole principal with target_name=",
+    ),
+    _KRB5_BASE + 32: (_EKEYEXPIRED, "the Kerberos ticket has expired: run kinit again"),
+    _KRB5_BASE + 33: (_EKEYREJECTED, "the ticket is not valid yet: check the clocks of this machine and the KDC"),
+    _KRB5_BASE + 37: (_EKEYREJECTED, "the clocks of this machine and the KDC or proxy are too far apart: set them"),
+    _KRB5_BASE + 31: _WRONG_KEY,
+    _KRB5_BASE + 35: _WRONG_KEY,
+    _KRB5_BASE + 44: _WRONG_KEY,
+    _KRB5_BASE + 45: _WRONG_KEY,
+    _KRB5_BASE + 141: _NO_CREDENTIALS,  # KRB5_CC_NOTFOUND
+    _KRB5_BASE + 195: _NO_CREDENTIALS,  # KRB5_FCC_NOFILE
+    _KRB5_BASE + 152: (
+        errno.ENETUNREACH,
+        "the realm of the proxy or user is unknown here: check KRB5_CONFIG, or give the whole principal with target_name=",
+    ),
+    _KRB5_BASE + 156: (errno.ENETUNREACH, "no KDC of the realm answers: check the network and KRB5_CONFIG"),
+    _KRB5_BASE + 154: (errno.EHOSTUNREACH, "the realm of the proxy cannot be told: check KRB5_CONFIG, or use target_name="),
+}
+
+
+def _signed(code: int) -> int:
+    """A com_err code as the C headers write it; python-gssapi shows the OM_uint32."""
+    return code - (1 << 32) if code >= 1 << 31 else code
+
+
+def _authentication_error(error: raw.GSSError, what: str) -> AuthenticationError:
+    number, remedy = _REMEDIES.get(_signed(error.min_code), (errno.EACCES, ""))
+    if not remedy and isinstance(error, raw.ExpiredCredentialsError):
+        number, remedy = _EKEYEXPIRED, "the credentials have expired: run kinit again"
+    if not remedy and isinstance(error, raw.MissingCredentialsError):
+        number, remedy = _NO_CREDENTIALS
+    explained = f"{remedy}. " if remedy else ""
+    return AuthenticationError(number, f"{what}: {explained}GSS-API says: {_statuses(error)}")
+
+
+def _statuses(error: raw.GSSError) -> str:
+    texts = [*error.get_all_statuses(error.maj_code, True), *error.get_all_statuses(error.min_code, False)]
+    return "; ".join(dict.fromkeys(text for text in texts if text))
+
+
+def _name(name: str, kind: Optional[raw.NameType]) -> raw.Name:
+    return raw.import_name(name.encode(), kind)
+
+
+def _shown(name: Optional[raw.Name]) -> Optional[str]:
+    return None if name is None else raw.display_name(name, False).name.decode("utf-8", "replace")
+
+
+def _mechanism(mechanism: Optional[str]) -> Optional[raw.OID]:
+    if mechanism is None:
+        return None
+    oid = MECHANISMS.get(mechanism.lower(), mechanism)
+    try:
+        return raw.OID.from_int_seq(oid)
+    except ValueError as error:
+        known = ", ".join(MECHANISMS)
+        raise ValueError(f"unknown GSS-API mechanism {mechanism!r}: use one of {known}, or an OID in dotted form") from error
+
+
+class _Context:
+    """What initiator and acceptor share: everything once the first token has been made."""
+
+    def __init__(self) -> None:
+        self._context: Optional[raw.SecurityContext] = None
+        self._more_steps = True
+
+    @property
+    def complete(self) -> bool:
+        return self._context is not None and not self._more_steps
+
+    def _established(self) -> raw.SecurityContext:
+        if self._context is None:
+            raise ProtectionError(errno.EPROTO, "no security context has been established")
+        return self._context
+
+    def _inquire(self) -> raw.InquireContextResult:
+        return raw.inquire_context(self._established())
+
+    @property
+    def granted(self) -> Granted:
+        flags = self._inquire().flags
+        return Granted(
+            mutual=_Flag.mutual_authentication in flags,
+            replay=_Flag.replay_detection in flags,
+            sequence=_Flag.out_of_sequence_detection in flags,
+            integrity=_Flag.integrity in flags,
+            confidentiality=_Flag.confidentiality in flags,
+            delegated=_Flag.delegate_to_peer in flags,
+        )
+
+    @property
+    def initiator_name(self) -> Optional[str]:
+        return _shown(self._inquire().initiator_name)
+
+    @property
+    def target_name(self) -> Optional[str]:
+        return _shown(self._inquire().target_name)
+
+    @property
+    def mechanism(self) -> str:
+        oid = self._inquire().mech
+        dotted = oid.dotted_form
+        return next((name for name, known in MECHANISMS.items() if known == dotted), dotted)
+
+    @property
+    def lifetime(self) -> Optional[int]:
+        lifetime: Optional[int] = self._inquire().lifetime
+        return lifetime
+
+    def max_plaintext(self, *, confidential: bool, max_token: int) -> int:
+        return int(raw.wrap_size_limit(self._established(), max_token, confidential, None))
+
+    def wrap(self, data: bytes, *, confidential: bool) -> bytes:
+        try:
+            wrapped = raw.wrap(self._established(), data, confidential, None)
+        except raw.GSSError as error:
+            raise ProtectionError(errno.EPROTO, f"cannot protect a message: {_statuses(error)}") from error
+        if confidential and not wrapped.encrypted:
+            raise ProtectionError(errno.EPROTO, "the mechanism did not encrypt a message although asked to; nothing was sent")
+        token: bytes = wrapped.message
+        return token
+
+    def unwrap(self, token: bytes) -> Unwrapped:
+        try:
+            unwrapped = raw.unwrap(self._established(), token)
+        except raw.GSSError as error:
+            # Supplementary statuses (duplicate, old, gap, out of sequence) come here too: all fatal on a stream.
+            raise ProtectionError(
+                errno.EPROTO, f"a message was damaged, repeated, lost or forged on the way: {_statuses(error)}"
+            ) from error
+        return Unwrapped(unwrapped.message, unwrapped.encrypted)
+
+
+class Initiator(_Context):
+    """The client's end of a security context (RFC 1961, sections 3.1 to 3.3).
+
+    Args:
+        target: the proxy's name: `service@host`, or a full principal where it holds a slash or `target_is_principal`.
+        mechanism: a name in `MECHANISMS` or a dotted OID; None is the library's default.
+        delegation: "policy", "always" or "never".
+        sequence: whether messages must arrive in order: True for TCP, False for UDP (section 3.2).
+        principal: whose credential to use; None is the default one.
+        ccache: credential cache, such as "FILE:/tmp/krb5cc_0"; None is the default.
+        keytab: client keytab from which a ticket is got when there is none.
+
+    Nothing is looked up or read before the first `step`.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        mechanism: Optional[str] = None,
+        delegation: str = "policy",
+        sequence: bool = True,
+        principal: Optional[str] = None,
+        ccache: Optional[str] = None,
+        keytab: Optional[str] = None,
+    ) -> None:
+        super().__init__()
+        self._target = target
+        self._mechanism = _mechanism(mechanism)
+        self._principal = principal
+        self._ccache = ccache
+        self._keytab = keytab
+        flags = _Flag.mutual_authentication | _Flag.replay_detection | _Flag.integrity | _Flag.confidentiality
+        flags |= _DELEGATION_FLAGS[delegation]
+        if sequence:
+            flags |= _Flag.out_of_sequence_detection
+        self._flags = flags
+        self._target_handle: Optional[raw.Name] = None
+        self._credential: Optional[raw.Creds] = None
+
+    def step(self, token: Optional[bytes]) -> Optional[bytes]:
+        try:
+            if self._target_handle is None:
+                self._target_handle = self._import_target()
+                self._credential = self._acquire()
+            result = raw.init_sec_context(
+                self._target_handle, self._credential, self._context, self._mechanism, self._flags, input_token=token
+            )
+        except raw.GSSError as error:
+            raise _authentication_error(error, self._attempt()) from error
+        self._context, self._more_steps = result.context, result.more_steps
+        return result.token or None
+
+    def _import_target(self) -> raw.Name:
+        # RFC 1961, section 3.1: the name is opaque. A slash or a realm behind a second "@" is how a principal differs from a
+        # host-based service.
+        host_based = "/" not in self._target
+        return _name(self._target, raw.NameType.hostbased_service if host_based else raw.NameType.kerberos_principal)
+
+    def _acquire(self) -> Optional[raw.Creds]:
+        """The configured credential, or None: the mechanism's default, looked for anew so that a later kinit counts."""
+        if not (self._principal or self._ccache or self._keytab):
+            return None
+        name = _name(self._principal, raw.NameType.user) if self._principal else None
+        mechanisms = [self._mechanism] if self._mechanism else None
+        store = {}
+        if self._ccache:
+            store[b"ccache"] = self._ccache.encode()
+        if self._keytab:
+            store[b"client_keytab"] = self._keytab.encode()
+        if not store:
+            return raw.acquire_cred(name, mechs=mechanisms, usage="initiate").creds
+        return raw.acquire_cred_from(store, name, mechs=mechanisms, usage="initiate").creds
+
+    def _attempt(self) -> str:
+        who = self._principal or "the default principal"
+        cache = self._ccache or os.environ.get("KRB5CCNAME") or "the default cache"
+        return f"no security context with {self._target} for {who} from {cache}"
+
+
+class Acceptor(_Context):
+    """The proxy's end of a security context (RFC 1961, section 3.6).
+
+    Args:
+        keytab: the service's keytab; None is the default one (KRB5_KTNAME).
+    """
+
+    def __init__(self, *, keytab: Optional[str] = None) -> None:
+        super().__init__()
+        self._keytab = keytab
+        self._credential: Optional[raw.Creds] = None
+
+    def step(self, token: Optional[bytes]) -> Optional[bytes]:
+        try:
+            if self._keytab and self._credential is None:
+                store = {b"keytab": self._keytab.encode()}
+                self._credential = raw.acquire_cred_from(store, None, usage="accept").creds
+            result = raw.accept_sec_context(token or b"", self._credential, self._context)
+        except raw.GSSError as error:
+            raise _authentication_error(error, "the client was not accepted") from error
+        self._context, self._more_steps = result.context, result.more_steps
+        return result.token or None
+

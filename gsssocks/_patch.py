@@ -1,0 +1,226 @@
+"""`install()`: from now on, connections go through the proxy, in a program that knows nothing of it.
+
+Methods of the existing `socket.socket` class are wrapped in place, so whoever holds a reference to the class is covered, and so is
+every subclass. Only what makes a connection, or takes over a descriptor, is wrapped; a socket that is not proxied sends and
+receives with the C functions it always had. The ledger says how to put everything back.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Callable, NamedTuple, Optional, Union
+
+import wrapt
+
+from ._config import Bypass, Proxy
+from ._socket import GSSSocket, adopt, attachment_of, connect_code, in_progress, open_tunnel
+
+__all__ = ["install", "installed", "uninstall"]
+
+_Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What an `install()` asked for."""
+
+    proxy: Proxy
+    bypass: Bypass
+
+
+class _Patched(NamedTuple):
+    """One line of the ledger."""
+
+    owner: Any
+    name: str
+    own: Optional[Any]
+    """What stood in the owner's own namespace; None where the attribute was inherited."""
+
+
+_lock = threading.RLock()
+_ledger: list[_Patched] = []
+_rules: Optional[_Rules] = None
+_hooked = False
+
+
+def install(
+    proxy: Union[Proxy, str, None] = None, *, no_proxy: Union[None, str, Iterable[str]] = None, **proxy_options: Any
+) -> None:
+    """Sends every TCP connection that this process makes from now on through `proxy`.
+
+    Calling it again changes proxy and rules; connections that exist stay as they are.
+
+    Args:
+        proxy: a `Proxy`, a URL (`socks5h://[principal@]host[:port][?option=value&…]`), or None for the one that the environment
+            names (`GSSSOCKS_PROXY`, else `ALL_PROXY`).
+        no_proxy: destinations to reach directly: see `Bypass`. None is what `GSSSOCKS_NO_PROXY` or `NO_PROXY` says, if the proxy
+            comes from the environment, and otherwise loopback alone; an empty list is nothing.
+        proxy_options: arguments of `Proxy`, over those in the URL.
+
+    Raises:
+        ValueError, TypeError: something is wrong; the message quotes it. Nothing has been changed then.
+    """
+    rules = _Rules(_chosen_proxy(proxy, proxy_options), Bypass(_environ_no_proxy() if proxy is None and no_proxy is None else no_proxy))
+    _activate(rules)
+
+
+def uninstall() -> None:
+    """Puts everything back as it was before `install()`. Tunnels that exist go on working."""
+    _activate(None)
+
+
+@contextmanager
+def installed(
+    proxy: Union[Proxy, str, None] = None, *, no_proxy: Union[None, str, Iterable[str]] = None, **proxy_options: Any
+) -> Iterator[None]:
+    """`install()` for the time of a with statement; afterwards what was installed before, or nothing."""
+    before = _rules
+    install(proxy, no_proxy=no_proxy, **proxy_options)
+    try:
+        yield
+    finally:
+        _activate(before)
+
+
+def _chosen_proxy(proxy: Union[Proxy, str, None], options: dict[str, Any]) -> Proxy:
+    if proxy is None:
+        return Proxy.from_environ(**options)
+    if isinstance(proxy, str):
+        return Proxy.from_url(proxy, **options)
+    if not isinstance(proxy, Proxy):
+        raise TypeError(f"proxy must be a Proxy, a URL or None, not {type(proxy).__name__}")
+    if options:
+        raise TypeError(f"a Proxy has its options already; give {', '.join(options)} to it")
+    return proxy
+
+
+def _environ_no_proxy() -> Optional[str]:
+    for variable in ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy"):
+        if variable in os.environ:
+            return os.environ[variable]
+    return None
+
+
+def _activate(rules: Optional[_Rules]) -> None:
+    global _rules  # noqa: PLW0603  # one process has one `socket` module, and one set of rules for it
+    with _lock:
+        if rules is not None and not _ledger:
+            _patch()
+        _rules = rules
+        if rules is None:
+            _restore()
+
+
+def _patch() -> None:
+    _wrap(socket.socket, "__init__", _init)
+    _wrap(socket.socket, "connect", _connect)
+    _wrap(socket.socket, "connect_ex", _connect_ex)
+    _watch_ssl()
+
+
+def _watch_ssl() -> None:
+    """Patches `ssl` when it is imported: importing it here would be early for those who patch it themselves."""
+    global _hooked  # noqa: PLW0603
+    if _hooked:
+        _patch_ssl(None)
+        return
+    _hooked = True
+    wrapt.register_post_import_hook(_patch_ssl, "ssl")
+
+
+def _patch_ssl(_module: Optional[ModuleType]) -> None:
+    import sys
+
+    with _lock:
+        ssl = sys.modules.get("ssl")
+        if not _ledger or ssl is None or any(entry.owner is ssl.SSLContext for entry in _ledger):
+            return
+        _wrap(ssl.SSLContext, "_wrap_socket", _wrap_socket)
+
+
+def _wrap(owner: Any, name: str, wrapper: _Wrapper) -> None:
+    _ledger.append(_Patched(owner, name, vars(owner).get(name)))
+    wrapt.wrap_function_wrapper(owner, name, wrapper)
+
+
+def _restore() -> None:
+    while _ledger:
+        owner, name, own = _ledger.pop()
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+# The wrappers. Each decides first whether the socket concerns us, and if not, calls what was there.
+
+
+def _init(wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    wrapped(*args, **kwargs)
+    if len(args) > 3 or "fileno" in kwargs:
+        adopt(instance)
+
+
+def _connect(wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    proxy = _proxy_for(instance, args)
+    if proxy is None:
+        return wrapped(*args, **kwargs)
+    _tunnel(instance, proxy, args[0])
+    if instance.gettimeout() == 0:
+        raise in_progress()
+
+
+def _connect_ex(wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    proxy = _proxy_for(instance, args)
+    if proxy is None:
+        return wrapped(*args, **kwargs)
+    try:
+        _tunnel(instance, proxy, args[0])
+    except socket.gaierror:
+        raise
+    except OSError as error:
+        return connect_code(error)
+    return errno.EINPROGRESS if instance.gettimeout() == 0 else 0
+
+
+def _tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
+    open_tunnel(sock, proxy, address)
+    if hasattr(sock, "_sslobj"):
+        from ._tls import replace_tls_object
+
+        replace_tls_object(sock)
+
+
+def _wrap_socket(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from ._tls import tls_object
+
+    return tls_object(instance, *args, **kwargs) or wrapped(*args, **kwargs)
+
+
+def _proxy_for(sock: socket.socket, args: tuple[Any, ...]) -> Optional[Proxy]:
+    """The proxy a connect is to go through; None for what is reached directly, and for what is refused anyway."""
+    rules = _rules
+    if rules is None or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return None
+    if isinstance(sock, GSSSocket) and attachment_of(sock) is not None:
+        return None  # connected already: the kernel says so
+    if len(args) != 1 or not isinstance(args[0], tuple) or len(args[0]) < 2:
+        return None  # not an address: the original method says so
+    host, port = args[0][:2]
+    if not hasattr(port, "__index__"):
+        return None
+    if isinstance(host, (bytes, bytearray)):
+        host = bytes(host).decode("ascii", "replace")
+    if isinstance(host, str) and rules.bypass.covers(host or _ANY[sock.family], port.__index__()):
+        return None
+    return rules.proxy
+
+
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104  # what "" means to connect(2)

@@ -1,0 +1,82 @@
+"""What gsssocks asks of a security mechanism, and nothing more: the narrow interface behind which GSS-API stands.
+
+An implementation may block in `step` (a key distribution centre is asked over the network); it never blocks in `wrap` and
+`unwrap`. One `wrap` and one `unwrap` may run at the same time; two of a kind may not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional, Protocol
+
+__all__ = ["Granted", "SecurityContext", "Unwrapped"]
+
+
+class Granted(NamedTuple):
+    """The services a context turned out to have, once it is complete."""
+
+    mutual: bool
+    replay: bool
+    sequence: bool
+    integrity: bool
+    confidentiality: bool
+    delegated: bool
+
+
+class Unwrapped(NamedTuple):
+    """One message out of its protection."""
+
+    data: bytes
+    confidential: bool
+    """conf_state: whether the message was encrypted. False means integrity alone."""
+
+
+class SecurityContext(Protocol):
+    """One end of a security context, initiator or acceptor."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether no further token is awaited from the peer."""
+
+    @property
+    def granted(self) -> Granted:
+        """The services granted; only when complete."""
+
+    @property
+    def initiator_name(self) -> Optional[str]:
+        """Who started the context, as the mechanism shows names; None while it is not known."""
+
+    @property
+    def target_name(self) -> Optional[str]:
+        """Whom the initiator asked for, as the mechanism shows names; None while it is not known."""
+
+    @property
+    def mechanism(self) -> str:
+        """Name of the mechanism in use, or its OID where it has none here."""
+
+    @property
+    def lifetime(self) -> Optional[int]:
+        """Seconds until the context expires; None where it never does or is not known."""
+
+    def step(self, token: Optional[bytes]) -> Optional[bytes]:
+        """Takes the peer's token (None at the initiator's first step) and returns the one to send, None if there is none.
+
+        Raises:
+            AuthenticationError: no context can be had; the message says why and what to do.
+        """
+
+    def max_plaintext(self, *, confidential: bool, max_token: int) -> int:
+        """The most octets that `wrap` turns into a token of at most `max_token` octets (RFC 2743, section 2.2.5)."""
+
+    def wrap(self, data: bytes, *, confidential: bool) -> bytes:
+        """One message under protection.
+
+        Raises:
+            ProtectionError: the mechanism could not, or did not encrypt although asked to.
+        """
+
+    def unwrap(self, token: bytes) -> Unwrapped:
+        """One message out of its protection. The octets of `token` may be changed in place.
+
+        Raises:
+            ProtectionError: damaged, repeated, out of sequence, or not from the peer.
+        """

@@ -1,0 +1,570 @@
+"""The pump: moves octets between the kernel and the record layer of one tunnelled TCP connection. All waiting is done here.
+
+Two things make it more than a pair of loops.
+
+*Readability must stay true.* The application may ask select(), poll() or epoll about its file descriptor at any moment, and they
+only know the kernel's buffer. So the pump looks at what has arrived with MSG_PEEK, unprotects no more messages than the caller's
+request needs, and takes from the kernel just what it has used up; while plaintext is waiting, at least one octet stays there,
+if need be the last one of a message already unprotected (`_used_up` counts such octets). The beginning of an incomplete
+message is taken out, or the descriptor would be readable without any progress possible.
+
+*A message, once protected, must leave whole.* Its sequence number is spent: leaving out, repeating or changing a part of it ends
+the connection. On a socket that does not wait, the kernel may take a part only. The rest is kept in `_unsent`, and the
+application is told that one octet fewer was accepted than really was: so it will come back when the descriptor is writable,
+bringing that octet (`_owed`) again, which is then swallowed. Nothing is lost whenever a wait ends early, by timeout or by signal.
+
+Locks: `_receiving` belongs to whoever reads, also while waiting; `_turn` to whoever sends a whole call's data, also while waiting;
+`_sending` guards protecting and handing to the kernel, and is never held while waiting. So a reader and a writer never wait
+for each other, and writers' data stays whole. During the negotiation its driver holds `_receiving` and `_turn`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Callable, Optional, TypeVar
+
+from . import _originals
+from ._negotiation import ClientNegotiation
+from ._protocol import Octets
+from ._record import Records
+from .exceptions import ProtocolError, ProxyError, proxy_timeout, truncated
+
+__all__ = ["Deadline", "ProtectedStream", "Transport", "call_within", "would_block"]
+
+T = TypeVar("T")
+
+READ_SIZE = 256 * 1024
+"""Octets looked at in one go, at most: four full messages. Larger is no faster, and the buffers are shared (`_buffers`)."""
+MIN_READ_SIZE = 16 * 1024
+LINGER = 60.0
+"""Seconds for which the rest of a message is still sent after close() or shutdown()."""
+_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
+_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+
+# Used for the moment between looking and unprotecting, never across a wait: a few buffers serve any number of connections.
+_buffers: list[bytearray] = []
+_SPARE_BUFFERS = 4
+
+
+@contextmanager
+def _borrowed_buffer() -> Iterator[memoryview]:
+    try:
+        buffer = _buffers.pop()
+    except IndexError:
+        buffer = bytearray(READ_SIZE)
+    with memoryview(buffer) as view:
+        yield view
+    if len(_buffers) < _SPARE_BUFFERS:
+        _buffers.append(buffer)
+
+
+def would_block() -> BlockingIOError:
+    """The error of a plain socket that would have to wait and may not."""
+    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+class Deadline:
+    """The moment at which one call's waiting ends.
+
+    Args:
+        timeout: seconds from now; None never ends; 0 allows no waiting at all (a non-blocking socket).
+    """
+
+    __slots__ = ("_end", "timeout")
+
+    def __init__(self, timeout: Optional[float]) -> None:
+        self.timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def remaining(self) -> Optional[float]:
+        """Seconds left, never negative; None where there is no end."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def passed(self) -> OSError:
+        """The error of a plain socket for a wait that ended."""
+        return would_block() if self.timeout == 0 else socket.timeout("timed out")
+
+    def acquire(self, lock: threading.Lock) -> None:
+        """Takes `lock`, waiting for it as long as this call may wait for anything."""
+        if lock.acquire(blocking=False):
+            return
+        remaining = self.remaining()
+        if self.timeout == 0 or not lock.acquire(timeout=-1 if remaining is None else remaining):
+            raise self.passed()
+
+
+class _KernelSocket(_originals.SocketType):
+    """A second Python object for an application's socket. The descriptor is the application's: it is never closed here."""
+
+    def __del__(self) -> None:
+        self.detach()
+
+
+class Transport:
+    """The kernel's side of one socket: operations that never wait, and waiting apart from them.
+
+    Args:
+        fd: descriptor of a stream socket; it stays the caller's.
+        family: its address family.
+    """
+
+    __slots__ = ("_kernel", "family", "fd")
+
+    def __init__(self, fd: int, family: int) -> None:
+        self.fd = fd
+        self.family = family
+        # SOCK_NONBLOCK in the *type* makes the object not wait without touching the descriptor's O_NONBLOCK, which belongs to
+        # the application; MSG_DONTWAIT does the same for each call.
+        self._kernel = _KernelSocket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0), 0, fileno=fd)
+        if not _DONTWAIT:
+            self._kernel.setblocking(False)
+
+    def release(self) -> None:
+        """Lets go of the descriptor: any later operation fails with EBADF."""
+        self.fd = -1
+        self._kernel.detach()
+
+    def peek(self, view: memoryview) -> Optional[int]:
+        """Looks at what has arrived; None if nothing has, 0 at the end of the stream."""
+        try:
+            return self._kernel.recv_into(view, 0, socket.MSG_PEEK | _DONTWAIT)
+        except BlockingIOError:
+            return None
+
+    def take(self, view: memoryview) -> int:
+        """Takes octets that `peek` has shown."""
+        try:
+            return self._kernel.recv_into(view, 0, _DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def send(self, octets: Octets) -> int:
+        """Hands over as many octets as the kernel takes; 0 if none."""
+        try:
+            return self._kernel.send(octets, _DONTWAIT | _NOSIGNAL)
+        except BlockingIOError:
+            return 0
+
+    def connect(self, address: tuple[object, ...], deadline: Deadline) -> None:
+        """Connects; leaves the descriptor in non-blocking mode, since connect(2) knows no MSG_DONTWAIT."""
+        os.set_blocking(self.fd, False)
+        code = self._kernel.connect_ex(address)
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
+            if not self.wait_writable(deadline):
+                raise socket.timeout("timed out")
+            code = self._kernel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def shutdown(self, how: int) -> None:
+        self._kernel.shutdown(how)
+
+    def wait_readable(self, deadline: Deadline) -> bool:
+        """Waits for octets, the end, or an error; False if the time ran out first."""
+        return _wait(self.fd, deadline.remaining(), writing=False)
+
+    def wait_writable(self, deadline: Deadline) -> bool:
+        """Waits for room, or an error; False if the time ran out first."""
+        return _wait(self.fd, deadline.remaining(), writing=True)
+
+
+if hasattr(select, "poll"):
+    _poll, _IN, _OUT = select.poll, select.POLLIN, select.POLLOUT
+
+    def _wait(fd: int, seconds: Optional[float], *, writing: bool) -> bool:
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        poll = _poll()
+        poll.register(fd, _OUT if writing else _IN)
+        # Rounded up: a wait that ends a fraction of a millisecond early would be repeated without waiting.
+        return bool(poll.poll(None if seconds is None else int(seconds * 1000) + 1))
+
+else:
+
+    def _wait(fd: int, seconds: Optional[float], *, writing: bool) -> bool:
+        ready = _originals.select([] if writing else [fd], [fd] if writing else [], [fd], seconds)
+        return any(ready)
+
+
+def call_within(deadline: Deadline, function: Callable[[], T]) -> T:
+    """Calls a function that waits by itself (a name lookup, a KDC), and stops waiting for it at the deadline.
+
+    At the deadline the call is left behind in its thread; its result is thrown away.
+
+    Raises:
+        socket.timeout: the time ran out. Otherwise what the function raises.
+    """
+    if deadline.timeout is None:
+        return function()
+    outcome: list[Callable[[], T]] = []
+    finished = threading.Lock()
+    finished.acquire()
+
+    def run() -> None:
+        try:
+            value = function()
+        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
+            outcome.append(_raiser(error))
+        else:
+            outcome.append(lambda: value)
+        finally:
+            finished.release()
+
+    _originals.Thread(target=run, name="gsssocks-wait", daemon=True).start()
+    remaining = deadline.remaining()
+    if not finished.acquire(timeout=-1 if remaining is None else remaining):
+        raise socket.timeout("timed out")
+    return outcome[0]()
+
+
+def _raiser(error: BaseException) -> Callable[[], T]:
+    def fail() -> T:
+        raise error
+
+    return fail
+
+
+class ProtectedStream:
+    """One tunnelled connection: what is sent and received through it is user data; what the kernel sees is messages.
+
+    It has no descriptor of its own. Each call is given the transport of the socket it is made on, since several sockets may
+    share a connection (`dup`).
+    """
+
+    def __init__(self) -> None:
+        self._records: Optional[Records] = None
+        self._receiving = threading.Lock()
+        self._turn = threading.Lock()
+        self._sending = threading.Lock()
+        self._unsent = bytearray()
+        self._owed: Optional[int] = None
+        self._used_up = 0
+        self._ended = False
+        self._no_more_reading = False
+        self._handing_over = False
+        self._failure: Optional[Exception] = None
+
+    @property
+    def records(self) -> Records:
+        """The record layer.
+
+        Raises:
+            OSError: ENOTCONN: there is no connection (yet, or it could not be made).
+        """
+        if self._records is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return self._records
+
+    # Negotiation
+
+    @contextmanager
+    def negotiating(self) -> Iterator[None]:
+        """Keeps readers and writers waiting while the connection is made."""
+        with self._receiving, self._turn:
+            yield
+
+    def negotiate(self, transport: Transport, negotiation: ClientNegotiation, deadline: Deadline, proxy: str) -> None:
+        """Drives a negotiation to its end over a connected transport.
+
+        Raises:
+            ProxyError: it failed; the connection is of no use any more.
+        """
+        try:
+            self._converse(transport, negotiation, deadline)
+        except socket.timeout as error:
+            raise error if isinstance(error, ProxyError) else proxy_timeout(negotiation.phase, proxy) from None
+        self._records = negotiation.records
+
+    def _converse(self, transport: Transport, negotiation: ClientNegotiation, deadline: Deadline) -> None:
+        self._send_plainly(transport, call_within(deadline, negotiation.start), deadline)
+        while not negotiation.complete:
+            self._send_plainly(transport, self._hear(transport, negotiation, deadline), deadline)
+
+    def _hear(self, transport: Transport, negotiation: ClientNegotiation, deadline: Deadline) -> bytes:
+        view = memoryview(bytearray(MIN_READ_SIZE))
+        count = transport.peek(view)
+        while count is None:
+            if not transport.wait_readable(deadline):
+                raise socket.timeout("timed out")
+            count = transport.peek(view)
+        if not count:
+            raise negotiation.ended()
+        octets = bytes(view[:count])
+        if negotiation.may_block:
+            step = call_within(deadline, lambda: negotiation.receive(octets))
+        else:
+            step = negotiation.receive(octets)
+        self._used_up = step.taken
+        # Data that shares a token with the reply must show as readability, like any other.
+        surplus = negotiation.complete and negotiation.records is not None and len(negotiation.records.plaintext)
+        self._leave_used_up(transport, 1 if surplus else 0, view)
+        return step.to_send
+
+    def _send_plainly(self, transport: Transport, octets: bytes, deadline: Deadline) -> None:
+        self._unsent += octets
+        if not self.flush(transport, deadline):
+            raise socket.timeout("timed out")
+
+    # Receiving
+
+    def receive(self, transport: Transport, size: int, deadline: Deadline, *, peek: bool = False) -> bytes:
+        """At most `size` octets of user data, at least one unless the stream has ended.
+
+        Args:
+            peek: leave the octets to be received again.
+
+        Raises:
+            BlockingIOError, socket.timeout: nothing arrived in the time allowed.
+            ProxyError: what arrived is damaged, unprotected or cut short; the connection is of no use any more.
+        """
+        if not size:
+            return b""
+        deadline.acquire(self._receiving)
+        try:
+            self._fill(transport, size, deadline, more=peek)
+            plaintext = self.records.plaintext
+            if peek:
+                octets = bytearray(min(size, len(plaintext)))
+                plaintext.peek_into(memoryview(octets))
+                return bytes(octets)
+            octets_taken = plaintext.take(size)
+            self._settle(transport)
+            return octets_taken
+        finally:
+            self._receiving.release()
+
+    def receive_into(self, transport: Transport, view: memoryview, deadline: Deadline, *, peek: bool = False) -> int:
+        """As `receive`, into `view`; returns the number of octets."""
+        if not view:
+            return 0
+        deadline.acquire(self._receiving)
+        try:
+            self._fill(transport, len(view), deadline, more=peek)
+            plaintext = self.records.plaintext
+            count = plaintext.peek_into(view)
+            if not peek:
+                plaintext.drop(count)
+                self._settle(transport)
+            return count
+        finally:
+            self._receiving.release()
+
+    def _fill(self, transport: Transport, size: int, deadline: Deadline, *, more: bool) -> None:
+        """Returns when there is plaintext, or there will be none.
+
+        Args:
+            size: octets the caller could use.
+            more: whether to look for up to `size` octets although some are there (for a peek, which may see several messages).
+        """
+        plaintext = self.records.plaintext
+        if more and plaintext and len(plaintext) < size and not self._failure:
+            self._unprotect_arrived(transport, size)
+        while not plaintext:
+            self._check_not_failed()
+            if self._ended:
+                return
+            if not self._unprotect_arrived(transport, size) and not plaintext:
+                if deadline.timeout == 0 or not transport.wait_readable(deadline):
+                    raise deadline.passed()
+
+    def _unprotect_arrived(self, transport: Transport, size: int) -> bool:
+        """Looks into the kernel once. False if nothing was there."""
+        records = self.records
+        self._leave_used_up(transport, 0 if not records.plaintext else self._used_up)
+        with _borrowed_buffer() as buffer:
+            look = max(MIN_READ_SIZE, records.hint, min(2 * size, READ_SIZE))
+            view = buffer[: min(look + self._used_up, READ_SIZE)]
+            count = transport.peek(view)
+            if count is None or (count and count == self._used_up):
+                return False
+            if not count:
+                self._end()
+                return True
+            try:
+                self._used_up += records.receive(view[self._used_up : count], size)
+            except ProxyError as error:
+                # Kept for later: what was unprotected before it comes first.
+                self._fail(transport, error)
+                return True
+            self._settle(transport, view)
+            return True
+
+    def _settle(self, transport: Transport, view: Optional[memoryview] = None) -> None:
+        """Takes used-up octets out of the kernel, all but one while there is plaintext: the descriptor stays readable."""
+        if self._used_up:
+            self._leave_used_up(transport, 1 if self.records.plaintext else 0, view)
+
+    def _leave_used_up(self, transport: Transport, count: int, view: Optional[memoryview] = None) -> None:
+        while self._used_up > count:
+            surplus = self._used_up - count
+            # Where there is a buffer that has just been looked into, the same octets are laid over themselves.
+            with memoryview(bytearray(surplus)) if view is None else view[:surplus] as target:
+                taken = transport.take(target)
+            if not taken:
+                return
+            self._used_up -= taken
+
+    def _end(self) -> None:
+        self._ended = True
+        if self.records.partial and not self._no_more_reading:
+            self._failure = truncated("the connection to the proxy ended inside a message: data is missing")
+
+    def _fail(self, transport: Transport, error: Exception) -> None:
+        """Ends the connection in both directions for good. The descriptor becomes readable, so that the error is noticed."""
+        self._failure = error
+        self._used_up = 0
+        with suppress(OSError):
+            transport.shutdown(socket.SHUT_RDWR)
+
+    # Sending
+
+    @contextmanager
+    def _my_turn(self, deadline: Deadline) -> Iterator[None]:
+        deadline.acquire(self._turn)
+        try:
+            self._check_sendable()
+            yield
+        finally:
+            self._turn.release()
+
+    def _check_sendable(self) -> None:
+        _ = self.records
+        self._check_not_failed()
+
+    def _check_not_failed(self) -> None:
+        if self._failure:
+            # A new instance each time: one that is raised again and again would collect tracebacks.
+            raise type(self._failure)(*self._failure.args) from self._failure
+
+    def send(self, transport: Transport, data: memoryview, deadline: Deadline) -> int:
+        """Sends from the front of `data` what can be sent in the time allowed; returns the number of octets accepted.
+
+        Raises:
+            BlockingIOError, socket.timeout: none could be.
+        """
+        with self._my_turn(deadline):
+            if not self.flush(transport, deadline):
+                raise deadline.passed()
+            accepted = self._swallow_owed(data)
+            while accepted < len(data):
+                chunk = data[accepted : accepted + self.records.max_plaintext]
+                if accepted and deadline.timeout is not None and not _wait(transport.fd, 0, writing=True):
+                    break
+                self.enqueue(chunk)
+                accepted += len(chunk)
+                if not self.flush(transport, deadline if accepted == len(chunk) else _at_once(deadline)):
+                    self._owed = chunk[-1]
+                    accepted -= 1
+                    break
+            if not accepted and len(data):
+                raise deadline.passed()
+            return accepted
+
+    def send_all(self, transport: Transport, data: memoryview, deadline: Deadline) -> None:
+        """Sends all of `data`.
+
+        Raises:
+            BlockingIOError, socket.timeout: the time did not suffice. What is left of a message begun will go out with the next
+                call; as with a plain socket, there is no telling how much of `data` was accepted.
+        """
+        with self._my_turn(deadline):
+            if not self.flush(transport, deadline):
+                raise deadline.passed()
+            accepted = self._swallow_owed(data)
+            while accepted < len(data):
+                chunk = data[accepted : accepted + self.records.max_plaintext]
+                self.enqueue(chunk)
+                accepted += len(chunk)
+                if not self.flush(transport, deadline):
+                    raise deadline.passed()
+
+    def _swallow_owed(self, data: memoryview) -> int:
+        """1 if the first octet has left already, by a call that was told otherwise; else 0."""
+        if self._owed is None or not len(data):
+            return 0
+        if data[0] != self._owed:
+            raise OSError(
+                errno.EPROTO, "the data not accepted by the last send() must be sent next: a part of it is on its way already"
+            )
+        self._owed = None
+        return 1
+
+    def enqueue(self, data: Octets) -> None:
+        """Protects up to `max_plaintext` octets and puts the message in line; `flush` moves it on. Never waits."""
+        with self._sending:
+            self._check_sendable()
+            self._unsent += self.records.protect(data)
+
+    def flush(self, transport: Transport, deadline: Deadline) -> bool:
+        """Hands what is in line to the kernel; False if the time ran out before all was."""
+        while True:
+            with self._sending:
+                self._hand_over(transport)
+                if not self._unsent:
+                    return True
+            if deadline.timeout == 0 or not transport.wait_writable(deadline):
+                return False
+
+    def _hand_over(self, transport: Transport) -> None:
+        if not self._unsent:
+            return
+        if self._handing_over:
+            # A signal handler raised between the kernel's answer and our taking note of it.
+            self._fail(transport, ProtocolError(errno.EPROTO, "interrupted while sending: it is not known how much has left"))
+            self._check_sendable()
+        self._handing_over = True
+        try:
+            sent = transport.send(self._unsent)
+        except OSError:
+            self._handing_over = False
+            raise
+        del self._unsent[:sent]
+        self._handing_over = False
+
+    # Ending
+
+    def shut_down(self, transport: Transport, how: int) -> None:
+        """shutdown(2). What is in line still leaves, if need be after this call, as it would from the kernel's buffer."""
+        if how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            self._no_more_reading = True
+        if how != socket.SHUT_RD and not self._flushed(transport):
+            self._finish_later(transport, lambda late: late.shutdown(how))
+            return
+        transport.shutdown(how)
+
+    def let_go(self, transport: Transport) -> None:
+        """To be called before the last descriptor is closed: what is in line still leaves."""
+        if not self._failure and not self._flushed(transport):
+            self._finish_later(transport, lambda late: None)
+        transport.release()
+
+    def _flushed(self, transport: Transport) -> bool:
+        try:
+            return self.flush(transport, Deadline(0))
+        except OSError:
+            return True  # the connection is gone, and with it whoever was to receive this
+
+    def _finish_later(self, transport: Transport, afterwards: Callable[[Transport], None]) -> None:
+        fd = os.dup(transport.fd)
+        late = Transport(fd, transport.family)
+
+        def finish() -> None:
+            with suppress(OSError):
+                self.flush(late, Deadline(LINGER))
+                afterwards(late)
+            late.release()
+            os.close(fd)
+
+        # Not a daemon: the interpreter's end must not cut off what the application has handed over.
+        _originals.Thread(target=finish, name="gsssocks-linger").start()
+
+
+def _at_once(deadline: Deadline) -> Deadline:
+    return deadline if deadline.timeout is None else Deadline(0)

@@ -1,0 +1,258 @@
+"""TLS inside a tunnel: what stands in an `ssl.SSLSocket` where CPython has its C object.
+
+`SSLContext.wrap_socket` gives the descriptor to OpenSSL, which would find the proxy's messages there instead of TLS records. So
+for a tunnelled socket `SSLContext._wrap_socket` answers with a `TunnelledTLS`: OpenSSL works on two memory buffers, and this
+class carries octets between them and the tunnel. Everything above, the `SSLSocket` the application holds, is CPython's own.
+
+Records are fetched one at a time. Reading ahead would take octets out of the tunnel that select() should show, and, after
+`unwrap()`, plaintext that is not TLS's to take.
+
+OpenSSL's object is not safe for two threads at once; `_engine` guards it, and is never held while waiting.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import weakref
+from contextlib import suppress
+from typing import Any, Callable, Optional, TypeVar, Union
+
+from ._socket import Attachment, attachment_of
+from ._stream import Deadline
+
+__all__ = ["TunnelledTLS", "replace_tls_object", "tls_object"]
+
+T = TypeVar("T")
+
+RECORD_HEADER = 5
+"""Octets of type, version and length before each TLS record (RFC 8446, section 5.1)."""
+WRITE_SIZE = 48 * 1024
+"""Octets given to OpenSSL at once: three full records, which fit one message of the tunnel with their overhead."""
+
+Buffer = Union[bytearray, memoryview]
+
+
+def tls_object(
+    context: ssl.SSLContext,
+    sock: ssl.SSLSocket,
+    server_side: bool,
+    server_hostname: Optional[str],
+    *,
+    owner: Any = None,
+    session: Optional[ssl.SSLSession] = None,
+) -> Optional[TunnelledTLS]:
+    """What `SSLContext._wrap_socket` is to return for `sock`; None if it is not tunnelled."""
+    attachment = attachment_of(sock)
+    if attachment is None:
+        return None
+    return TunnelledTLS(context, sock, attachment, server_side, server_hostname, owner=owner, session=session)
+
+
+def replace_tls_object(sock: socket.socket) -> None:
+    """Gives a socket that was wrapped before it was connected, and is now, a TLS object that works through the tunnel."""
+    if not isinstance(sock, ssl.SSLSocket) or sock._sslobj is None:  # type: ignore[attr-defined]
+        return
+    # The session cannot be read back from an object that has not shaken hands; SSLSocket keeps what it was given.
+    session = sock._session  # type: ignore[attr-defined]
+    sock._sslobj = tls_object(  # type: ignore[attr-defined]
+        sock.context, sock, False, sock.server_hostname, owner=sock, session=session
+    )
+
+
+class TunnelledTLS:
+    """The methods that `ssl.SSLSocket` calls on its C object.
+
+    Those that move octets are here; all others are OpenSSL's own, on an object that works on memory buffers.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        sock: ssl.SSLSocket,
+        attachment: Attachment,
+        server_side: bool,
+        server_hostname: Optional[str],
+        *,
+        owner: Any = None,
+        session: Optional[ssl.SSLSession] = None,
+    ) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._ssl = context._wrap_bio(  # type: ignore[attr-defined]
+            self._incoming, self._outgoing, server_side, server_hostname, owner=owner, session=session
+        )
+        # Weak, as in C: the socket owns this object.
+        self._socket = weakref.ref(sock)
+        self._attachment = attachment
+        attachment.tls = True
+        self._engine = threading.Lock()
+        self._writing = threading.Lock()
+        self._fetching = threading.Lock()
+        self._header = bytearray()
+        self._missing = RECORD_HEADER
+        self._written = 0  # octets that a write() has taken without having been able to say so
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ssl, name)
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        context: ssl.SSLContext = self._ssl.context
+        return context
+
+    @context.setter
+    def context(self, context: ssl.SSLContext) -> None:
+        self._ssl.context = context
+
+    @property
+    def session(self) -> Optional[ssl.SSLSession]:
+        session: Optional[ssl.SSLSession] = self._ssl.session
+        return session
+
+    @session.setter
+    def session(self, session: ssl.SSLSession) -> None:
+        self._ssl.session = session
+
+    def do_handshake(self) -> None:
+        self._run(self._ssl.do_handshake, self._deadline(), "handshake")
+
+    def read(self, length: int = 1024, buffer: Optional[Buffer] = None) -> Union[bytes, int]:
+        operation = (lambda: self._ssl.read(length)) if buffer is None else (lambda: self._ssl.read(length, buffer))
+        result: Union[bytes, int] = self._run(operation, self._deadline(), "read")
+        return result
+
+    def write(self, data: Any) -> int:
+        deadline = self._deadline()
+        try:
+            deadline.acquire(self._writing)
+        except BlockingIOError:
+            raise _want_write() from None
+        try:
+            with memoryview(data).cast("B") as view:
+                return self._write_all(view, deadline)
+        finally:
+            self._writing.release()
+
+    def _write_all(self, view: memoryview, deadline: Deadline) -> int:
+        done = 0
+        while done < len(view):
+            try:
+                done += self._write_some(view[done:], deadline)
+            except (ssl.SSLWantWriteError, socket.timeout):
+                # As in C: what has been written counts, and the caller comes back with the rest.
+                if not done:
+                    raise
+                break
+        return done
+
+    def _write_some(self, view: memoryview, deadline: Deadline) -> int:
+        if not self._written:
+            self._run(lambda: self._write_records(view[:WRITE_SIZE]), deadline, "write", flush=False)
+        self._flush(deadline, "write")
+        written, self._written = min(self._written, len(view)), 0
+        return written
+
+    def _write_records(self, view: memoryview) -> None:
+        # OpenSSL returns after each record (SSL_MODE_ENABLE_PARTIAL_WRITE); several fit one message of the tunnel.
+        while self._written < len(view):
+            self._written += self._ssl.write(view[self._written :])
+
+    def shutdown(self) -> Optional[ssl.SSLSocket]:
+        self._run(self._ssl.shutdown, self._deadline(), "read")
+        self._attachment.tls = False
+        return self._socket()
+
+    def verify_client_post_handshake(self) -> None:
+        self._run(self._ssl.verify_client_post_handshake, self._deadline(), "write")
+
+    # The loop
+
+    def _deadline(self) -> Deadline:
+        sock = self._socket()
+        if sock is None:
+            raise ssl.SSLError("Underlying socket connection gone")
+        return Deadline(sock.gettimeout())
+
+    def _run(self, operation: Callable[[], T], deadline: Deadline, what: str, *, flush: bool = True) -> T:
+        """Repeats `operation` until it needs no more from the peer, carrying octets both ways in between."""
+        while True:
+            wants: Optional[ssl.SSLWantReadError] = None
+            try:
+                with self._engine:
+                    try:
+                        result = operation()
+                    except ssl.SSLWantReadError as error:
+                        wants = error
+                    finally:
+                        # What OpenSSL has to say goes out in the order in which it was said, an alert before a failure too.
+                        self._enqueue_outgoing()
+            except ssl.SSLError:
+                with suppress(OSError):
+                    self._flush(deadline, what)
+                raise
+            if wants is None:
+                if flush and what != "read":
+                    self._flush(deadline, what)
+                elif flush:
+                    self._attachment.tunnel.stream.flush(self._attachment.transport, Deadline(0))
+                return result
+            self._flush(deadline, what)
+            self._fetch(deadline, wants, what)
+
+    def _enqueue_outgoing(self) -> None:
+        stream = self._attachment.tunnel.stream
+        while self._outgoing.pending:
+            stream.enqueue(self._outgoing.read(stream.records.max_plaintext))
+
+    def _flush(self, deadline: Deadline, what: str) -> None:
+        if self._attachment.tunnel.stream.flush(self._attachment.transport, deadline):
+            return
+        if deadline.timeout == 0:
+            raise _want_write()
+        raise socket.timeout(f"The {what} operation timed out")
+
+    def _fetch(self, deadline: Deadline, wants: ssl.SSLWantReadError, what: str) -> None:
+        """Moves the rest of one TLS record from the tunnel to OpenSSL, or what there is of it."""
+        try:
+            deadline.acquire(self._fetching)
+        except BlockingIOError:
+            raise wants from None
+        try:
+            if self._incoming.pending and self._missing == RECORD_HEADER and not self._header:
+                return  # another thread has fetched a record since
+            self._fetch_record(deadline)
+        except BlockingIOError:
+            raise wants from None
+        except socket.timeout:
+            raise socket.timeout(f"The {what} operation timed out") from None
+        finally:
+            self._fetching.release()
+
+    def _fetch_record(self, deadline: Deadline) -> None:
+        stream, transport = self._attachment.tunnel.stream, self._attachment.transport
+        while self._missing:
+            octets = stream.receive(transport, self._missing, deadline)
+            if not octets:
+                self._incoming.write_eof()
+                return
+            self._incoming.write(octets)
+            self._missing -= len(octets)
+            self._note_header(octets)
+        self._missing = RECORD_HEADER
+
+    def _note_header(self, octets: bytes) -> None:
+        if len(self._header) == RECORD_HEADER:
+            if not self._missing:
+                self._header.clear()
+            return
+        self._header += octets
+        if len(self._header) == RECORD_HEADER:
+            self._missing = int.from_bytes(self._header[3:], "big")
+            if not self._missing:
+                self._header.clear()
+
+
+def _want_write() -> ssl.SSLWantWriteError:
+    return ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)")
