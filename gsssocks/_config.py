@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Union
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ._protocol import ProtectionLevel
 
-__all__ = ["Bypass", "Proxy", "UNPROXIED_BY_DEFAULT"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["UNPROXIED_BY_DEFAULT", "Bypass", "Proxy"]
 
 PROTECTION_LEVELS: Mapping[str, ProtectionLevel] = {level.name.lower(): level for level in ProtectionLevel}
 DELEGATIONS = ("policy", "always", "never")
 SCHEMES = ("socks5h", "socks5")
 UNPROXIED_BY_DEFAULT = ("localhost", "127.0.0.0/8", "::1", "0.0.0.0", "::")
-"""Loopback means this machine; a proxy's loopback is another one. To connect to the unspecified address means loopback too."""
+"""Loopback means this machine; a proxy's loopback is another one. To connect to the unspecified address means
+loopback too."""
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -30,10 +33,10 @@ class Proxy:
         host: the proxy's name, as its service principal has it, or its address.
         port: its TCP port.
         service: the service part of its host-based name, `service@host` (RFC 1961, section 3.1).
-        target_name: the proxy's whole name, `service@name` or a principal `service/name@REALM`, where it does not follow from
-            `service` and `host`: behind an alias or a balancer.
-        protection: "confidentiality", "integrity" or "selective" (RFC 1961, section 4.1); a minimum, never gone below. "none"
-            (not in the RFC) leaves everything after the authentication bare.
+        target_name: the proxy's whole name, `service@name` or a principal `service/name@REALM`, where it does not
+            follow from `service` and `host`: behind an alias or a balancer.
+        protection: "confidentiality", "integrity" or "selective" (RFC 1961, section 4.1); a minimum, never gone
+            below. "none" (not in the RFC) leaves everything after the authentication bare.
         mechanism: "krb5", "spnego", "ntlmssp" or an OID; None is the GSS-API library's default.
         delegation: "policy": delegate the ticket only if the KDC marks the proxy as fit for it; "always"; "never".
         ccache: credential cache to use, such as "FILE:/tmp/krb5cc_0"; None is the default one.
@@ -41,8 +44,8 @@ class Proxy:
         principal: whose credential to use; None is the cache's default.
         nec: send the protection level unwrapped, as the NEC reference implementation does.
         timeout: seconds for everything up to the proxy's reply, whatever the socket's own timeout; None for no limit.
-        pipelined: send ahead what depends on no answer (two round trips instead of four); False for proxies that cannot take it.
-        remote_dns: whether names go to the proxy unresolved; in a URL, the scheme says so (socks5h).
+        pipelined: send ahead what depends on no answer (two round trips instead of four); False for proxies that
+        cannot take it. remote_dns: whether names go to the proxy unresolved; in a URL, the scheme says so (socks5h).
 
     Raises:
         ValueError, TypeError: an option is wrong; the message quotes it.
@@ -51,15 +54,15 @@ class Proxy:
     host: str
     port: int = 1080
     service: str = field(default="socks", metadata={"url": True})
-    target_name: Optional[str] = field(default=None, metadata={"url": True})
+    target_name: str | None = field(default=None, metadata={"url": True})
     protection: str = field(default="confidentiality", metadata={"url": True})
-    mechanism: Optional[str] = field(default=None, metadata={"url": True})
+    mechanism: str | None = field(default=None, metadata={"url": True})
     delegation: str = field(default="policy", metadata={"url": True})
-    ccache: Optional[str] = field(default=None, metadata={"url": True})
-    keytab: Optional[str] = field(default=None, metadata={"url": True})
-    principal: Optional[str] = None
+    ccache: str | None = field(default=None, metadata={"url": True})
+    keytab: str | None = field(default=None, metadata={"url": True})
+    principal: str | None = None
     nec: bool = field(default=False, metadata={"url": True})
-    timeout: Optional[float] = field(default=30.0, metadata={"url": True})
+    timeout: float | None = field(default=30.0, metadata={"url": True})
     pipelined: bool = field(default=True, metadata={"url": True})
     remote_dns: bool = True
 
@@ -98,7 +101,8 @@ class Proxy:
 
     @property
     def gss_target(self) -> str:
-        """The name to import for GSS-API: `target_name`, or `service@host` with the host in lower case (RFC 1961, section 3.1)."""
+        """The name to import for GSS-API: `target_name`, or `service@host` with the host in lower case (RFC 1961,
+        section 3.1)."""
         return self.target_name or f"{self.service}@{self.host.lower().rstrip('.')}"
 
     @property
@@ -118,8 +122,8 @@ class Proxy:
         """A proxy from `socks5h://[principal@]host[:port][?option=value&…]`.
 
         Args:
-            url: scheme socks5h (the proxy resolves names) or socks5 (they are resolved here); the options are the arguments
-                of the class by name.
+            url: scheme socks5h (the proxy resolves names) or socks5 (they are resolved here); the options are the
+                arguments of the class by name.
             options: arguments of the class that take precedence over the URL.
 
         Raises:
@@ -133,14 +137,18 @@ class Proxy:
         except ValueError as error:
             raise ValueError(f"bad proxy URL {url!r}: {error}") from error
         if parts.scheme not in SCHEMES:
-            raise ValueError(f"bad proxy URL {url!r}: the scheme must be one of {', '.join(SCHEMES)}, as in socks5h://proxy:1080")
+            raise ValueError(
+                f"bad proxy URL {url!r}: the scheme must be one of {', '.join(SCHEMES)}, as in socks5h://proxy:1080"
+            )
         if not parts.hostname:
             raise ValueError(f"bad proxy URL {url!r}: it names no host")
         if parts.path not in ("", "/") or parts.fragment:
             raise ValueError(f"bad proxy URL {url!r}: nothing may follow host and port but ?options")
         if parts.password is not None:
             # Not quoted: the URL holds a secret.
-            raise ValueError(f"bad proxy URL for {parts.hostname}: GSS-API takes no password; use a ticket cache or keytab=")
+            raise ValueError(
+                f"bad proxy URL for {parts.hostname}: GSS-API takes no password; use a ticket cache or keytab="
+            )
         arguments: dict[str, object] = {"host": parts.hostname, "remote_dns": parts.scheme == "socks5h"}
         if port is not None:
             arguments["port"] = port
@@ -154,13 +162,13 @@ class Proxy:
             raise type(error)(f"bad proxy URL {url!r}: {error}") from error
 
     @classmethod
-    def from_environ(cls, environ: Optional[Mapping[str, str]] = None, **options: object) -> Proxy:
+    def from_environ(cls, environ: Mapping[str, str] | None = None, **options: object) -> Proxy:
         """The proxy that the environment names.
 
         Args:
-            environ: the environment; None is `os.environ`. `GSSSOCKS_PROXY` is a URL; where it is absent, `ALL_PROXY` or
-                `all_proxy`, if its scheme is socks5h or socks5. `GSSSOCKS_SERVICE`, `GSSSOCKS_PROTECTION` and so on, one for each
-                option, take precedence over the URL.
+            environ: the environment; None is `os.environ`. `GSSSOCKS_PROXY` is a URL; where it is absent, `ALL_PROXY`
+                or `all_proxy`, if its scheme is socks5h or socks5. `GSSSOCKS_SERVICE`, `GSSSOCKS_PROTECTION` and so
+                on, one for each option, take precedence over the URL.
             options: arguments of the class that take precedence over the environment.
 
         Raises:
@@ -198,7 +206,7 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"proxy {name} must be one of {', '.join(choices)}, not {value!r}")
 
 
@@ -236,10 +244,10 @@ _Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 class _Rule:
     """One entry of a no_proxy list."""
 
-    port: Optional[int] = None
-    name: Optional[str] = None
+    port: int | None = None
+    name: str | None = None
     subdomains: bool = False
-    network: Optional[_Network] = None
+    network: _Network | None = None
 
     def matches(self, host: str, port: int) -> bool:
         if self.port is not None and port != self.port:
@@ -256,15 +264,15 @@ class Bypass:
     """The destinations that are reached directly.
 
     Args:
-        entries: a comma-separated string or an iterable of entries. `name` is that host; `.suffix` every host below it and
-            itself; an address or a CIDR block is what it says; `host:port` (`[address]:port` for IPv6) is that port only; `*`
-            is everything. None is loopback alone; an empty iterable is nothing.
+        entries: a comma-separated string or an iterable of entries. `name` is that host; `.suffix` every host below
+            it and itself; an address or a CIDR block is what it says; `host:port` (`[address]:port` for IPv6) is that
+            port only; `*` is everything. None is loopback alone; an empty iterable is nothing.
 
     Raises:
         ValueError: an entry is none of these; the message quotes it.
     """
 
-    def __init__(self, entries: Union[None, str, Iterable[str]] = None) -> None:
+    def __init__(self, entries: str | Iterable[str] | None = None) -> None:
         if entries is None:
             entries = UNPROXIED_BY_DEFAULT
         elif isinstance(entries, str):
@@ -282,7 +290,7 @@ def _normal(host: str) -> str:
     return host.strip("[]").lower().rstrip(".")
 
 
-def _ip(host: str) -> Union[ipaddress.IPv4Address, ipaddress.IPv6Address, None]:
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -313,7 +321,7 @@ def _rule(entry: str) -> _Rule:
     return _Rule(port=port, name=name, subdomains=subdomains)
 
 
-def _split_port(entry: str, text: str) -> tuple[str, Optional[int]]:
+def _split_port(entry: str, text: str) -> tuple[str, int | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):

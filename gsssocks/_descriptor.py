@@ -1,7 +1,7 @@
 """Putting another kernel socket under an application's descriptor, with the options the application had set.
 
-Needed where the proxy's address family differs from the socket's, and after a connect that failed: a plain socket can be
-connected again after that, at another address say, and its descriptor keeps its number.
+Needed where the proxy's address family differs from the socket's, and after a connect that failed: a plain socket can
+be connected again after that, at another address say, and its descriptor keeps its number.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import Optional
 
 from ._originals import SocketType
 
@@ -45,7 +44,7 @@ _LINGER_SIZE = 8  # struct linger: two ints
 _DOUBLED = (getattr(socket, "SO_SNDBUF", None), getattr(socket, "SO_RCVBUF", None))
 
 
-def identity(fd: int) -> Optional[tuple[int, int]]:
+def identity(fd: int) -> tuple[int, int] | None:
     """What tells one kernel socket from another, whatever descriptors it has; None where the platform cannot say."""
     try:
         status = os.fstat(fd)
@@ -54,7 +53,7 @@ def identity(fd: int) -> Optional[tuple[int, int]]:
     return (status.st_dev, status.st_ino)
 
 
-def replace(fd: int, family: int, *, bound: Optional[tuple[object, ...]] = None) -> None:
+def replace(fd: int, family: int, *, bound: tuple[object, ...] | None = None) -> None:
     """Puts a new, unconnected TCP socket of `family` under `fd`; options, blocking mode and inheritance stay.
 
     Args:
@@ -109,6 +108,6 @@ def _copy_option(old: SocketType, new: SocketType, level: int, option: int) -> N
 
 def _copy_linger(old: SocketType, new: SocketType) -> None:
     with suppress(OSError):
-        new.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, old.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_SIZE))
-
-
+        new.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, old.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_SIZE)
+        )

@@ -1,20 +1,26 @@
 """Security contexts over python-gssapi: the only room that knows it.
 
-The low-level `gssapi.raw` calls are used throughout. The high-level `SecurityContext` keeps an error of `step` for the *next*
-call by default, adds flags of its own (out-of-sequence detection, wrong for UDP), and costs twice the time for a small message.
+The low-level `gssapi.raw` calls are used throughout. The high-level `SecurityContext` keeps an error of `step` for
+the *next* call by default, adds flags of its own (out-of-sequence detection, wrong for UDP), and costs twice the time
+for a small message.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
-from typing import Optional
+from typing import TYPE_CHECKING, cast
 
 from gssapi import raw
 
 from ._security import Granted, Unwrapped
 from .exceptions import AuthenticationError, ProtectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import gssapi
+    from gssapi.raw.named_tuples import InquireContextResult
 
 __all__ = ["Acceptor", "Initiator"]
 
@@ -28,8 +34,8 @@ MECHANISMS: Mapping[str, str] = {
 """Mechanisms that may be asked for by name; any other by its OID in dotted form."""
 
 _DELEGATION_FLAGS = {
-    # Only to a proxy that the KDC marks as fit for delegation (ok-as-delegate): RFC 1961 asks for DELEG without condition, which
-    # would hand the user's whole identity to any proxy.
+    # Only to a proxy that the KDC marks as fit for delegation (ok-as-delegate): RFC 1961 asks for DELEG without
+    # condition, which would hand the user's whole identity to any proxy.
     "policy": _Flag.ok_as_delegate,
     "always": _Flag.delegate_to_peer,
     "never": 0,
@@ -40,35 +46,35 @@ _ENOKEY = getattr(errno, "ENOKEY", errno.EACCES)
 _EKEYEXPIRED = getattr(errno, "EKEYEXPIRED", errno.EACCES)
 _EKEYREJECTED = getattr(errno, "EKEYREJECTED", errno.EACCES)
 
-# Kerberos error codes (com_err, base -1765328384), as GSS-API minor codes: what went wrong, the errno, and the remedy.
-_KRB5_BASE = -1765328384
+# Kerberos error codes (com_err, krb5.h), as GSS-API minor codes: the errno, and what to do.
 _WRONG_KEY = (
     _EKEYREJECTED,
     "the proxy's key does not fit the ticket: its keytab is older than the KDC's key, or is another service's",
 )
 _NO_CREDENTIALS = (_ENOKEY, "no Kerberos ticket: run kinit, or name a cache or keytab (ccache=, keytab=)")
+_REALM_UNKNOWN = (
+    errno.ENETUNREACH,
+    "the realm is unknown here: check KRB5_CONFIG, or give the whole principal with target_name=",
+)
 _REMEDIES: Mapping[int, tuple[int, str]] = {
-    _KRB5_BASE + 6: (_ENOKEY, "the KDC does not know the user: check the principal"),
-    _KRB5_BASE + 7: (
+    -1765328378: (_ENOKEY, "the KDC does not know the user: check the principal"),
+    -1765328377: (
         _EKEYREJECTED,
-        "the KDC does not know that service: check the proxy's host name, and service= (socks, rcmd and host are in use) "
-        "or give the whole principal with target_name=",
+        "the KDC does not know that service: check the proxy's host and service=, or give target_name=",
     ),
-    _KRB5_BASE + 32: (_EKEYEXPIRED, "the Kerberos ticket has expired: run kinit again"),
-    _KRB5_BASE + 33: (_EKEYREJECTED, "the ticket is not valid yet: check the clocks of this machine and the KDC"),
-    _KRB5_BASE + 37: (_EKEYREJECTED, "the clocks of this machine and the KDC or proxy are too far apart: set them"),
-    _KRB5_BASE + 31: _WRONG_KEY,
-    _KRB5_BASE + 35: _WRONG_KEY,
-    _KRB5_BASE + 44: _WRONG_KEY,
-    _KRB5_BASE + 45: _WRONG_KEY,
-    _KRB5_BASE + 141: _NO_CREDENTIALS,  # KRB5_CC_NOTFOUND
-    _KRB5_BASE + 195: _NO_CREDENTIALS,  # KRB5_FCC_NOFILE
-    _KRB5_BASE + 152: (
-        errno.ENETUNREACH,
-        "the realm of the proxy or user is unknown here: check KRB5_CONFIG, or give the whole principal with target_name=",
-    ),
-    _KRB5_BASE + 156: (errno.ENETUNREACH, "no KDC of the realm answers: check the network and KRB5_CONFIG"),
-    _KRB5_BASE + 154: (errno.EHOSTUNREACH, "the realm of the proxy cannot be told: check KRB5_CONFIG, or use target_name="),
+    -1765328352: (_EKEYEXPIRED, "the Kerberos ticket has expired: run kinit again"),
+    -1765328351: (_EKEYREJECTED, "the ticket is not valid yet: check the clocks of this machine and the KDC"),
+    -1765328347: (_EKEYREJECTED, "the clocks of this machine and the KDC or proxy are too far apart: set them"),
+    -1765328353: _WRONG_KEY,
+    -1765328349: _WRONG_KEY,
+    -1765328340: _WRONG_KEY,
+    -1765328339: _WRONG_KEY,
+    -1765328243: _NO_CREDENTIALS,
+    -1765328189: _NO_CREDENTIALS,
+    -1765328230: _REALM_UNKNOWN,
+    -1765328167: _REALM_UNKNOWN,
+    -1765328164: _REALM_UNKNOWN,
+    -1765328228: (errno.ENETUNREACH, "no KDC of the realm answers: check the network and KRB5_CONFIG"),
 }
 
 
@@ -92,15 +98,15 @@ def _statuses(error: raw.GSSError) -> str:
     return "; ".join(dict.fromkeys(text for text in texts if text))
 
 
-def _name(name: str, kind: Optional[raw.NameType]) -> raw.Name:
+def _name(name: str, kind: raw.OID) -> raw.Name:
     return raw.import_name(name.encode(), kind)
 
 
-def _shown(name: Optional[raw.Name]) -> Optional[str]:
+def _shown(name: raw.Name | None) -> str | None:
     return None if name is None else raw.display_name(name, False).name.decode("utf-8", "replace")
 
 
-def _mechanism(mechanism: Optional[str]) -> Optional[raw.OID]:
+def _mechanism(mechanism: str | None) -> raw.OID | None:
     if mechanism is None:
         return None
     oid = MECHANISMS.get(mechanism.lower(), mechanism)
@@ -108,57 +114,60 @@ def _mechanism(mechanism: Optional[str]) -> Optional[raw.OID]:
         return raw.OID.from_int_seq(oid)
     except ValueError as error:
         known = ", ".join(MECHANISMS)
-        raise ValueError(f"unknown GSS-API mechanism {mechanism!r}: use one of {known}, or an OID in dotted form") from error
+        raise ValueError(
+            f"unknown GSS-API mechanism {mechanism!r}: use one of {known}, or an OID in dotted form"
+        ) from error
 
 
 class _Context:
     """What initiator and acceptor share: everything once the first token has been made."""
 
     def __init__(self) -> None:
-        self._context: Optional[raw.SecurityContext] = None
+        self._context: raw.SecurityContext | None = None
         self._more_steps = True
 
     @property
     def complete(self) -> bool:
         return self._context is not None and not self._more_steps
 
-    def _established(self) -> raw.SecurityContext:
+    def _established(self) -> gssapi.SecurityContext:
         if self._context is None:
             raise ProtectionError(errno.EPROTO, "no security context has been established")
-        return self._context
+        # The stubs ask for the high-level class where the functions take its base.
+        return cast("gssapi.SecurityContext", self._context)
 
-    def _inquire(self) -> raw.InquireContextResult:
+    def _inquire(self) -> InquireContextResult:
         return raw.inquire_context(self._established())
 
     @property
     def granted(self) -> Granted:
-        flags = self._inquire().flags
+        flags = self._inquire().flags or 0
         return Granted(
-            mutual=_Flag.mutual_authentication in flags,
-            replay=_Flag.replay_detection in flags,
-            sequence=_Flag.out_of_sequence_detection in flags,
-            integrity=_Flag.integrity in flags,
-            confidentiality=_Flag.confidentiality in flags,
-            delegated=_Flag.delegate_to_peer in flags,
+            mutual=bool(flags & _Flag.mutual_authentication),
+            replay=bool(flags & _Flag.replay_detection),
+            sequence=bool(flags & _Flag.out_of_sequence_detection),
+            integrity=bool(flags & _Flag.integrity),
+            confidentiality=bool(flags & _Flag.confidentiality),
+            delegated=bool(flags & _Flag.delegate_to_peer),
         )
 
     @property
-    def initiator_name(self) -> Optional[str]:
+    def initiator_name(self) -> str | None:
         return _shown(self._inquire().initiator_name)
 
     @property
-    def target_name(self) -> Optional[str]:
+    def target_name(self) -> str | None:
         return _shown(self._inquire().target_name)
 
     @property
     def mechanism(self) -> str:
         oid = self._inquire().mech
-        dotted = oid.dotted_form
+        dotted = oid.dotted_form if oid is not None else ""
         return next((name for name, known in MECHANISMS.items() if known == dotted), dotted)
 
     @property
-    def lifetime(self) -> Optional[int]:
-        lifetime: Optional[int] = self._inquire().lifetime
+    def lifetime(self) -> int | None:
+        lifetime: int | None = self._inquire().lifetime
         return lifetime
 
     def max_plaintext(self, *, confidential: bool, max_token: int) -> int:
@@ -170,7 +179,9 @@ class _Context:
         except raw.GSSError as error:
             raise ProtectionError(errno.EPROTO, f"cannot protect a message: {_statuses(error)}") from error
         if confidential and not wrapped.encrypted:
-            raise ProtectionError(errno.EPROTO, "the mechanism did not encrypt a message although asked to; nothing was sent")
+            raise ProtectionError(
+                errno.EPROTO, "the mechanism did not encrypt a message although asked to; nothing was sent"
+            )
         token: bytes = wrapped.message
         return token
 
@@ -204,12 +215,12 @@ class Initiator(_Context):
         self,
         target: str,
         *,
-        mechanism: Optional[str] = None,
+        mechanism: str | None = None,
         delegation: str = "policy",
         sequence: bool = True,
-        principal: Optional[str] = None,
-        ccache: Optional[str] = None,
-        keytab: Optional[str] = None,
+        principal: str | None = None,
+        ccache: str | None = None,
+        keytab: str | None = None,
     ) -> None:
         super().__init__()
         self._target = target
@@ -222,10 +233,10 @@ class Initiator(_Context):
         if sequence:
             flags |= _Flag.out_of_sequence_detection
         self._flags = flags
-        self._target_handle: Optional[raw.Name] = None
-        self._credential: Optional[raw.Creds] = None
+        self._target_handle: raw.Name | None = None
+        self._credential: raw.Creds | None = None
 
-    def step(self, token: Optional[bytes]) -> Optional[bytes]:
+    def step(self, token: bytes | None) -> bytes | None:
         try:
             if self._target_handle is None:
                 self._target_handle = self._import_target()
@@ -239,18 +250,18 @@ class Initiator(_Context):
         return result.token or None
 
     def _import_target(self) -> raw.Name:
-        # RFC 1961, section 3.1: the name is opaque. A slash or a realm behind a second "@" is how a principal differs from a
-        # host-based service.
+        # RFC 1961, section 3.1: the name is opaque. A slash or a realm behind a second "@" is how a principal differs
+        # from a host-based service.
         host_based = "/" not in self._target
         return _name(self._target, raw.NameType.hostbased_service if host_based else raw.NameType.kerberos_principal)
 
-    def _acquire(self) -> Optional[raw.Creds]:
+    def _acquire(self) -> raw.Creds | None:
         """The configured credential, or None: the mechanism's default, looked for anew so that a later kinit counts."""
         if not (self._principal or self._ccache or self._keytab):
             return None
         name = _name(self._principal, raw.NameType.user) if self._principal else None
         mechanisms = [self._mechanism] if self._mechanism else None
-        store = {}
+        store: dict[bytes | str, bytes | str] = {}
         if self._ccache:
             store[b"ccache"] = self._ccache.encode()
         if self._keytab:
@@ -272,19 +283,18 @@ class Acceptor(_Context):
         keytab: the service's keytab; None is the default one (KRB5_KTNAME).
     """
 
-    def __init__(self, *, keytab: Optional[str] = None) -> None:
+    def __init__(self, *, keytab: str | None = None) -> None:
         super().__init__()
         self._keytab = keytab
-        self._credential: Optional[raw.Creds] = None
+        self._credential: raw.Creds | None = None
 
-    def step(self, token: Optional[bytes]) -> Optional[bytes]:
+    def step(self, token: bytes | None) -> bytes | None:
         try:
             if self._keytab and self._credential is None:
-                store = {b"keytab": self._keytab.encode()}
+                store: dict[bytes | str, bytes | str] = {b"keytab": self._keytab.encode()}
                 self._credential = raw.acquire_cred_from(store, None, usage="accept").creds
             result = raw.accept_sec_context(token or b"", self._credential, self._context)
         except raw.GSSError as error:
             raise _authentication_error(error, "the client was not accepted") from error
         self._context, self._more_steps = result.context, result.more_steps
         return result.token or None
-

@@ -1,25 +1,28 @@
-"""Who speaks next, from the greeting to the granted request (RFC 1928 sections 3 to 6, RFC 1961 sections 3 and 4), both roles.
+"""Who speaks next, from the greeting to the granted request (RFC 1928 sections 3 to 6, RFC 1961 sections 3 and 4),
+both roles.
 
-A negotiation does no I/O. Its driver sends what `start` returns; then it shows `receive` the octets that have arrived, takes as
-many off the connection as `receive` says it has taken, and sends what it asks to be sent, until `complete`. No octet behind the
-last message is ever taken, so user data that follows it stays where it is; user data that shares a *token* with the reply
-waits in `records.plaintext`.
+A negotiation does no I/O. Its driver sends what `start` returns; then it shows `receive` the octets that have
+arrived, takes as many off the connection as `receive` says it has taken, and sends what it asks to be sent, until
+`complete`. No octet behind the last message is ever taken, so user data that follows it stays where it is; user data
+that shares a *token* with the reply waits in `records.plaintext`.
 
-The inside is a generator that reads like the conversation itself: it says what it has to say, and yields where it must listen.
-`start` and `receive` may block where the security context does (see `_security`); nothing else blocks.
+The inside is a generator that reads like the conversation itself: it says what it has to say, and yields where it
+must listen. `start` and `receive` may block where the security context does (see `_security`); nothing else blocks.
 
-    client                                    proxy
-    greeting, context token      ──────▶                      one flight if pipelined, as with every message we may send
-                                 ◀──────      method, context token             without having seen an answer
-    level, request               ──────▶
-                                 ◀──────      level, reply
+    client                             proxy
+    greeting, context token  ──────▶
+                             ◀──────  method, context token
+    level, request           ──────▶
+                             ◀──────  level, reply
+
+That is the pipelined form: what depends on no answer goes out ahead. Otherwise each message waits for the one before.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Generator
-from typing import Callable, NamedTuple, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, NamedTuple, TypeVar
 
 from ._protocol import (
     Address,
@@ -36,8 +39,10 @@ from ._protocol import (
     TokenMessage,
 )
 from ._record import BareRecords, ProtectedRecords, Records
-from ._security import SecurityContext
 from .exceptions import AuthenticationError, ProtectionError, ProtocolError, ProxyError, reply_error, truncated
+
+if TYPE_CHECKING:
+    from ._security import SecurityContext
 
 __all__ = ["ClientNegotiation", "ServerNegotiation", "Step"]
 
@@ -45,8 +50,8 @@ T = TypeVar("T")
 _Listening = Generator[None, None, T]
 
 MAX_CONTEXT_TOKENS = 16
-"""Tokens a peer may send to establish a context. Kerberos needs one, SPNEGO and NTLM three; without a bound a hostile peer
-could go on for ever."""
+"""Tokens a peer may send to establish a context. Kerberos needs one, SPNEGO and NTLM three; without a bound a hostile
+peer could go on for ever."""
 
 
 class Step(NamedTuple):
@@ -65,7 +70,7 @@ class _Negotiation:
         self.complete = False
         self._wanted = 0
         self.phase = "starting"
-        self.records: Optional[Records] = None
+        self.records: Records | None = None
         self._received = ReceiveBuffer()
         self._to_send = bytearray()
         self._conversation = self._converse()
@@ -82,7 +87,8 @@ class _Negotiation:
         """Takes from the front of `octets` (at least one) what the conversation needs. May block.
 
         Raises:
-            ProxyError: the negotiation has failed. `farewell` has what is still to be sent; then the connection is to be closed.
+            ProxyError: the negotiation has failed. `farewell` has what is still to be sent; then the connection is to
+                be closed.
         """
         taken = 0
         while not self.complete and taken < len(octets):
@@ -112,7 +118,8 @@ class _Negotiation:
             yield
 
     def _encapsulated(self, records: Records, message: type[Receivable[T]]) -> _Listening[T]:
-        """A SOCKS message inside the protection: all messages of type 3 are one stream of octets, however they are cut."""
+        """A SOCKS message inside the protection: all messages of type 3 are one stream of octets, however they are
+        cut."""
         if isinstance(records, BareRecords):
             return (yield from self._listen(message))
         inner = ReceiveBuffer()
@@ -127,7 +134,8 @@ class _Negotiation:
     def _check_type(self, message: TokenMessage, wanted: MessageType) -> None:
         if message.mtyp != wanted:
             raise ProtocolError(
-                errno.EPROTO, f"the peer sent a message of type {message.mtyp:#04x} instead of {wanted:#04x} while {self.phase}"
+                errno.EPROTO,
+                f"the peer sent a message of type {message.mtyp:#04x} instead of {wanted:#04x} while {self.phase}",
             )
 
 
@@ -158,7 +166,7 @@ class ClientNegotiation(_Negotiation):
         nec: bool = False,
     ) -> None:
         super().__init__()
-        self.bound: Optional[Address] = None
+        self.bound: Address | None = None
         self._context = context
         self._request = request
         self._proxy = proxy
@@ -174,7 +182,9 @@ class ClientNegotiation(_Negotiation):
     def ended(self) -> ProxyError:
         """What it means that the peer closed the connection now."""
         if self._received:
-            return truncated(f"the proxy {self._proxy} closed the connection inside a message while we were {self.phase}")
+            return truncated(
+                f"the proxy {self._proxy} closed the connection inside a message while we were {self.phase}"
+            )
         return self._ending
 
     def _converse(self) -> _Listening[None]:
@@ -185,7 +195,9 @@ class ClientNegotiation(_Negotiation):
 
     def _agree_on_method(self) -> _Listening[None]:
         self.phase = "acquiring a ticket for the proxy"
-        self._ending = ProtocolError(errno.ECONNRESET, f"the proxy {self._proxy} closed the connection at once: is it a SOCKS 5 proxy?")
+        self._ending = ProtocolError(
+            errno.ECONNRESET, f"the proxy {self._proxy} closed the connection at once: is it a SOCKS 5 proxy?"
+        )
         token = self._context.step(None)
         self._to_send += Greeting(bytes([Method.GSSAPI])).encode()
         if self._pipelined:
@@ -195,16 +207,17 @@ class ClientNegotiation(_Negotiation):
         if selection.method == Method.NO_ACCEPTABLE:
             raise AuthenticationError(
                 errno.EACCES,
-                f"the proxy {self._proxy} does not offer GSS-API (method 0x01) to this client: its rules must allow gssapi",
+                f"the proxy {self._proxy} does not offer GSS-API to this client: its rules must allow it",
             )
         if selection.method != Method.GSSAPI:
             raise ProtocolError(
-                errno.EPROTO, f"the proxy {self._proxy} chose method {selection.method:#04x}, which was not offered; only GSS-API was"
+                errno.EPROTO,
+                f"the proxy {self._proxy} chose method {selection.method:#04x}, but only GSS-API was offered",
             )
         if not self._pipelined:
             self._send_context_token(token)
 
-    def _send_context_token(self, token: Optional[bytes]) -> None:
+    def _send_context_token(self, token: bytes | None) -> None:
         if token:
             self._to_send += TokenMessage(MessageType.CONTEXT, token).encode()
 
@@ -213,8 +226,8 @@ class ClientNegotiation(_Negotiation):
         # Dante never sends a refusal; it closes.
         self._ending = AuthenticationError(
             errno.ECONNRESET,
-            f"the proxy {self._proxy} closed the connection instead of accepting our ticket: check its keytab (key version), "
-            "its service name against service=, the clocks, and its log",
+            f"the proxy {self._proxy} closed the connection instead of accepting our ticket: check its keytab "
+            "(key version), its service name against service=, the clocks, and its log",
         )
         received = 0
         while not self._context.complete:
@@ -222,7 +235,8 @@ class ClientNegotiation(_Negotiation):
             received += 1
             if message.mtyp == MessageType.REFUSAL:
                 raise AuthenticationError(
-                    errno.EACCES, f"the proxy {self._proxy} refused our authentication (RFC 1961, section 3.8); its log says why"
+                    errno.EACCES,
+                    f"the proxy {self._proxy} refused our authentication (RFC 1961, section 3.8); its log says why",
                 )
             self._check_type(message, MessageType.CONTEXT)
             if not message.token or received > MAX_CONTEXT_TOKENS:
@@ -242,7 +256,7 @@ class ClientNegotiation(_Negotiation):
         if lacking:
             raise ProtectionError(
                 errno.EPROTO,
-                f"the security context with the proxy {self._proxy} lacks {' and '.join(lacking)}; nothing was sent through it",
+                f"the security context with the proxy {self._proxy} lacks {' and '.join(lacking)}; nothing was sent",
             )
 
     def _agree_on_level_and_request(self) -> _Listening[None]:
@@ -276,19 +290,25 @@ class ClientNegotiation(_Negotiation):
         )
         message = yield from self._listen(TokenMessage)
         if message == TokenMessage(MessageType.CONTEXT):
-            # Servers answer each of our context tokens, the last one too; without a token of their own to send, with this.
+            # Servers answer each of our context tokens, the last one too; without a token of their own to send, with
+            # this.
             message = yield from self._listen(TokenMessage)
         if message.mtyp == MessageType.REFUSAL:
-            raise ProtectionError(errno.EACCES, f"the proxy {self._proxy} refused the protection level {wanted!r}; try another protection=")
+            raise ProtectionError(
+                errno.EACCES,
+                f"the proxy {self._proxy} refused the protection level {wanted!r}; try another protection=",
+            )
         self._check_type(message, MessageType.LEVEL)
-        # conf_state is not looked at: section 4.3 asks for conf_req FALSE here, but there are peers that encrypt this one token.
+        # conf_state is not looked at: section 4.3 asks for conf_req FALSE here, but there are peers that encrypt this
+        # one token.
         octets = message.token if self._nec else self._context.unwrap(message.token).data
         return self._acceptable(octets)
 
     def _acceptable(self, octets: bytes) -> ProtectionLevel:
         if len(octets) != 1 or octets[0] not in set(ProtectionLevel):
             raise ProtocolError(
-                errno.EPROTO, f"the proxy {self._proxy} answered with a protection level that RFC 1961 does not define: {octets[:8].hex()}"
+                errno.EPROTO,
+                f"the proxy {self._proxy} answered with a level that RFC 1961 does not define: {octets[:8].hex()}",
             )
         level = ProtectionLevel(octets[0])
         if not level.satisfies(self._level):
@@ -301,7 +321,9 @@ class ClientNegotiation(_Negotiation):
 
     def _await_reply(self, records: Records) -> _Listening[None]:
         self.phase = f"waiting for the proxy to reach {self._request.address}"
-        self._ending = ProtocolError(errno.ECONNRESET, f"the proxy {self._proxy} closed the connection instead of answering the request")
+        self._ending = ProtocolError(
+            errno.ECONNRESET, f"the proxy {self._proxy} closed the connection instead of answering the request"
+        )
         reply = yield from self._encapsulated(records, Reply)
         if reply.code:
             raise reply_error(reply.code, str(self._request.address), self._proxy)
@@ -329,7 +351,7 @@ class ServerNegotiation(_Negotiation):
         authorize: Callable[[str], bool],
     ) -> None:
         super().__init__()
-        self.request: Optional[Request] = None
+        self.request: Request | None = None
         self._context = context
         self._levels = levels
         self._authorize = authorize
@@ -356,7 +378,9 @@ class ServerNegotiation(_Negotiation):
         greeting = yield from self._listen(Greeting)
         if Method.GSSAPI not in greeting.methods:
             self._to_send += MethodSelection(Method.NO_ACCEPTABLE).encode()
-            raise AuthenticationError(errno.EACCES, f"the client does not offer GSS-API, only methods {greeting.methods.hex(' ')}")
+            raise AuthenticationError(
+                errno.EACCES, f"the client does not offer GSS-API, only methods {greeting.methods.hex(' ')}"
+            )
         self._to_send += MethodSelection(Method.GSSAPI).encode()
 
     def _establish_context(self) -> _Listening[None]:
@@ -384,7 +408,9 @@ class ServerNegotiation(_Negotiation):
         self._check_type(message, MessageType.LEVEL)
         octets = self._context.unwrap(message.token).data
         if len(octets) != 1 or octets[0] not in set(self._levels):
-            raise ProtectionError(errno.EACCES, f"the client asks for a protection level that is not allowed here: {octets[:8].hex()}")
+            raise ProtectionError(
+                errno.EACCES, f"the client asks for a protection level that is not allowed here: {octets[:8].hex()}"
+            )
         level = ProtectionLevel(octets[0])
         answer = self._context.wrap(bytes([level]), confidential=False)
         self._to_send += TokenMessage(MessageType.LEVEL, answer).encode()

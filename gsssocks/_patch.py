@@ -1,8 +1,8 @@
 """`install()`: from now on, connections go through the proxy, in a program that knows nothing of it.
 
-Methods of the existing `socket.socket` class are wrapped in place, so whoever holds a reference to the class is covered, and so is
-every subclass. Only what makes a connection, or takes over a descriptor, is wrapped; a socket that is not proxied sends and
-receives with the C functions it always had. The ledger says how to put everything back.
+Methods of the existing `socket.socket` class are wrapped in place, so whoever holds a reference to the class is
+covered, and so is every subclass. Only what makes a connection, or takes over a descriptor, is wrapped; a socket that
+is not proxied sends and receives with the C functions it always had. The ledger says how to put everything back.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import wrapt
 
 from ._config import Bypass, Proxy
 from ._socket import GSSSocket, adopt, attachment_of, connect_code, in_progress, open_tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import ModuleType
 
 __all__ = ["install", "installed", "uninstall"]
 
@@ -40,34 +42,37 @@ class _Patched(NamedTuple):
 
     owner: Any
     name: str
-    own: Optional[Any]
+    own: Any | None
     """What stood in the owner's own namespace; None where the attribute was inherited."""
 
 
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
-_rules: Optional[_Rules] = None
+_rules: _Rules | None = None
 _hooked = False
 
 
 def install(
-    proxy: Union[Proxy, str, None] = None, *, no_proxy: Union[None, str, Iterable[str]] = None, **proxy_options: Any
+    proxy: Proxy | str | None = None, *, no_proxy: str | Iterable[str] | None = None, **proxy_options: Any
 ) -> None:
     """Sends every TCP connection that this process makes from now on through `proxy`.
 
     Calling it again changes proxy and rules; connections that exist stay as they are.
 
     Args:
-        proxy: a `Proxy`, a URL (`socks5h://[principal@]host[:port][?option=value&…]`), or None for the one that the environment
-            names (`GSSSOCKS_PROXY`, else `ALL_PROXY`).
-        no_proxy: destinations to reach directly: see `Bypass`. None is what `GSSSOCKS_NO_PROXY` or `NO_PROXY` says, if the proxy
-            comes from the environment, and otherwise loopback alone; an empty list is nothing.
+        proxy: a `Proxy`, a URL (`socks5h://[principal@]host[:port][?option=value&…]`), or None for the one that the
+            environment names (`GSSSOCKS_PROXY`, else `ALL_PROXY`).
+        no_proxy: destinations to reach directly: see `Bypass`. None is what `GSSSOCKS_NO_PROXY` or `NO_PROXY` says,
+            if the proxy comes from the environment, and otherwise loopback alone; an empty list is nothing.
         proxy_options: arguments of `Proxy`, over those in the URL.
 
     Raises:
         ValueError, TypeError: something is wrong; the message quotes it. Nothing has been changed then.
     """
-    rules = _Rules(_chosen_proxy(proxy, proxy_options), Bypass(_environ_no_proxy() if proxy is None and no_proxy is None else no_proxy))
+    rules = _Rules(
+        _chosen_proxy(proxy, proxy_options),
+        Bypass(_environ_no_proxy() if proxy is None and no_proxy is None else no_proxy),
+    )
     _activate(rules)
 
 
@@ -78,7 +83,7 @@ def uninstall() -> None:
 
 @contextmanager
 def installed(
-    proxy: Union[Proxy, str, None] = None, *, no_proxy: Union[None, str, Iterable[str]] = None, **proxy_options: Any
+    proxy: Proxy | str | None = None, *, no_proxy: str | Iterable[str] | None = None, **proxy_options: Any
 ) -> Iterator[None]:
     """`install()` for the time of a with statement; afterwards what was installed before, or nothing."""
     before = _rules
@@ -89,7 +94,7 @@ def installed(
         _activate(before)
 
 
-def _chosen_proxy(proxy: Union[Proxy, str, None], options: dict[str, Any]) -> Proxy:
+def _chosen_proxy(proxy: Proxy | str | None, options: dict[str, Any]) -> Proxy:
     if proxy is None:
         return Proxy.from_environ(**options)
     if isinstance(proxy, str):
@@ -101,15 +106,15 @@ def _chosen_proxy(proxy: Union[Proxy, str, None], options: dict[str, Any]) -> Pr
     return proxy
 
 
-def _environ_no_proxy() -> Optional[str]:
+def _environ_no_proxy() -> str | None:
     for variable in ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy"):
         if variable in os.environ:
             return os.environ[variable]
     return None
 
 
-def _activate(rules: Optional[_Rules]) -> None:
-    global _rules  # noqa: PLW0603  # one process has one `socket` module, and one set of rules for it
+def _activate(rules: _Rules | None) -> None:
+    global _rules  # one process has one `socket` module, and one set of rules for it
     with _lock:
         if rules is not None and not _ledger:
             _patch()
@@ -127,7 +132,7 @@ def _patch() -> None:
 
 def _watch_ssl() -> None:
     """Patches `ssl` when it is imported: importing it here would be early for those who patch it themselves."""
-    global _hooked  # noqa: PLW0603
+    global _hooked
     if _hooked:
         _patch_ssl(None)
         return
@@ -135,7 +140,7 @@ def _watch_ssl() -> None:
     wrapt.register_post_import_hook(_patch_ssl, "ssl")
 
 
-def _patch_ssl(_module: Optional[ModuleType]) -> None:
+def _patch_ssl(_module: ModuleType | None) -> None:
     import sys
 
     with _lock:
@@ -168,7 +173,9 @@ def _init(wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any
         adopt(instance)
 
 
-def _connect(wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _connect(
+    wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     proxy = _proxy_for(instance, args)
     if proxy is None:
         return wrapped(*args, **kwargs)
@@ -177,7 +184,9 @@ def _connect(wrapped: Callable[..., None], instance: socket.socket, args: tuple[
         raise in_progress()
 
 
-def _connect_ex(wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _connect_ex(
+    wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> int:
     proxy = _proxy_for(instance, args)
     if proxy is None:
         return wrapped(*args, **kwargs)
@@ -204,7 +213,7 @@ def _wrap_socket(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ..
     return tls_object(instance, *args, **kwargs) or wrapped(*args, **kwargs)
 
 
-def _proxy_for(sock: socket.socket, args: tuple[Any, ...]) -> Optional[Proxy]:
+def _proxy_for(sock: socket.socket, args: tuple[Any, ...]) -> Proxy | None:
     """The proxy a connect is to go through; None for what is reached directly, and for what is refused anyway."""
     rules = _rules
     if rules is None or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
@@ -223,4 +232,4 @@ def _proxy_for(sock: socket.socket, args: tuple[Any, ...]) -> Optional[Proxy]:
     return rules.proxy
 
 
-_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104  # what "" means to connect(2)
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # what "" means to connect(2)

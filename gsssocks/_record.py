@@ -1,19 +1,21 @@
 """User data to encapsulated messages and back (RFC 1961, section 5).
 
-A record layer does no I/O. On the way out `protect` makes one message. On the way in `receive` is shown octets that may still
-lie in the kernel, says how many of them it has taken, and keeps the plaintext until it is asked for: so the stream can leave in
-the kernel what nobody has asked for yet.
+A record layer does no I/O. On the way out `protect` makes one message. On the way in `receive` is shown octets that
+may still lie in the kernel, says how many of them it has taken, and keeps the plaintext until it is asked for: so the
+stream can leave in the kernel what nobody has asked for yet.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import deque
-from typing import Callable, Optional, Protocol
+from typing import TYPE_CHECKING, Callable, Protocol
 
 from ._protocol import MAX_TOKEN, MessageType, Octets, ProtectionLevel, TokenMessage, message_header
-from ._security import SecurityContext
 from .exceptions import ProtectionError, ProtocolError
+
+if TYPE_CHECKING:
+    from ._security import SecurityContext
 
 __all__ = ["BareRecords", "Plaintext", "ProtectedRecords", "Records"]
 
@@ -101,7 +103,7 @@ class ProtectedRecords:
         self,
         context: SecurityContext,
         level: ProtectionLevel,
-        confidential: Optional[Callable[[Octets], bool]] = None,
+        confidential: Callable[[Octets], bool] | None = None,
     ) -> None:
         self.level = level
         self.plaintext = Plaintext()
@@ -142,14 +144,15 @@ class ProtectedRecords:
     def receive(self, view: memoryview, wanted: int) -> int:
         """Takes messages off the front of `view` until `wanted` octets of plaintext are there, or the octets run out.
 
-        Whole messages are taken one at a time; the beginning of an incomplete one is taken only if no plaintext is there, so that
-        a caller who goes by readability is not told again and again of octets that do not help yet.
+        Whole messages are taken one at a time; the beginning of an incomplete one is taken only if no plaintext is
+        there, so that a caller who goes by readability is not told again and again of octets that do not help yet.
 
         Returns:
             the number of octets taken.
 
         Raises:
-            ProtocolError, ProtectionError: the peer, or somebody between, misbehaves. What was unprotected before stays available.
+            ProtocolError, ProtectionError: the peer, or somebody between, misbehaves. What was unprotected before
+                stays available.
         """
         taken = 0
         while taken < len(view):
@@ -173,7 +176,8 @@ class ProtectedRecords:
         prefix += bytes(rest[: 4 - len(prefix)])
         if len(prefix) >= 2 and prefix[1] != MessageType.ENCAPSULATED:
             raise ProtocolError(
-                errno.EPROTO, f"the peer sent a message of type {prefix[1]:#04x} in the middle of the data (RFC 1961, section 5)"
+                errno.EPROTO,
+                f"the peer sent a message of type {prefix[1]:#04x} in the middle of the data (RFC 1961, section 5)",
             )
         return TokenMessage.length(prefix)
 
@@ -190,7 +194,8 @@ class ProtectedRecords:
         data, confidential = self._context.unwrap(token)
         if not confidential and self.level == ProtectionLevel.CONFIDENTIALITY:
             raise ProtectionError(
-                errno.EPROTO, "a message arrived unencrypted although confidentiality was agreed on; the connection is closed"
+                errno.EPROTO,
+                "a message arrived unencrypted although confidentiality was agreed on; the connection is closed",
             )
         self.tokens_received += 1
         self.plaintext.append(data)

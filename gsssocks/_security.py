@@ -1,12 +1,12 @@
 """What gsssocks asks of a security mechanism, and nothing more: the narrow interface behind which GSS-API stands.
 
-An implementation may block in `step` (a key distribution centre is asked over the network); it never blocks in `wrap` and
-`unwrap`. One `wrap` and one `unwrap` may run at the same time; two of a kind may not.
+An implementation may block in `step` (a key distribution centre is asked over the network); it never blocks in `wrap`
+and `unwrap`. One `wrap` and one `unwrap` may run at the same time; two of a kind may not.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Protocol
+from typing import NamedTuple, Protocol
 
 __all__ = ["Granted", "SecurityContext", "Unwrapped"]
 
@@ -42,11 +42,11 @@ class SecurityContext(Protocol):
         """The services granted; only when complete."""
 
     @property
-    def initiator_name(self) -> Optional[str]:
+    def initiator_name(self) -> str | None:
         """Who started the context, as the mechanism shows names; None while it is not known."""
 
     @property
-    def target_name(self) -> Optional[str]:
+    def target_name(self) -> str | None:
         """Whom the initiator asked for, as the mechanism shows names; None while it is not known."""
 
     @property
@@ -54,11 +54,12 @@ class SecurityContext(Protocol):
         """Name of the mechanism in use, or its OID where it has none here."""
 
     @property
-    def lifetime(self) -> Optional[int]:
+    def lifetime(self) -> int | None:
         """Seconds until the context expires; None where it never does or is not known."""
 
-    def step(self, token: Optional[bytes]) -> Optional[bytes]:
-        """Takes the peer's token (None at the initiator's first step) and returns the one to send, None if there is none.
+    def step(self, token: bytes | None) -> bytes | None:
+        """Takes the peer's token (None at the initiator's first step) and returns the one to send, None if there is
+        none.
 
         Raises:
             AuthenticationError: no context can be had; the message says why and what to do.

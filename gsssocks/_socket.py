@@ -1,9 +1,11 @@
 """`GSSSocket`: the method table of a tunnelled socket, and how a socket becomes one.
 
-A connected tunnel is not an attribute of the socket object: `socket.socket` has slots and no room, and a plain socket's class is
-switched in place (`open_tunnel`), which works only while the layout stays the same. It stands beside, in `_attachments`.
+A connected tunnel is not an attribute of the socket object: `socket.socket` has slots and no room, and a plain
+socket's class is switched in place (`open_tunnel`), which works only while the layout stays the same. It stands
+beside, in `_attachments`.
 
-The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "kernel" means the method of `socket.socket`.
+The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "kernel" means the method of
+`socket.socket`.
 
     send sendall sendto sendmsg sendfile           tunnel
     recv recv_into recvfrom recvfrom_into          tunnel
@@ -23,26 +25,24 @@ import errno
 import ipaddress
 import os
 import socket
-import sys
 import threading
 import weakref
-from collections.abc import Iterable
-from typing import IO, Any, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from . import _descriptor, _originals
 from ._config import Proxy
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Request
-from ._security import SecurityContext
 from ._stream import Deadline, ProtectedStream, Transport, call_within
 from .exceptions import ProxyConnectionError, proxy_connection_error, proxy_timeout
 
-if sys.version_info >= (3, 12):
-    from collections.abc import Buffer
-else:
-    from typing import Union as _Union
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from socket import _SendableFile
 
-    Buffer = _Union[bytes, bytearray, memoryview]
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from ._security import SecurityContext
 
 __all__ = [
     "Attachment",
@@ -79,11 +79,11 @@ class Tunnel:
         self.proxy = proxy
         self.destination = destination
         self.peername = peername
-        self.bound: Optional[Address] = None
-        self.context: Optional[SecurityContext] = None
+        self.bound: Address | None = None
+        self.context: SecurityContext | None = None
         self.stream = ProtectedStream()
         self.kernel_name_shown = False
-        self._connecting_thread: Optional[int] = threading.get_ident()
+        self._connecting_thread: int | None = threading.get_ident()
         self._settled = threading.Event()
 
     def settle(self) -> None:
@@ -122,7 +122,7 @@ _tunnels: weakref.WeakValueDictionary[tuple[int, int], Tunnel] = weakref.WeakVal
 _switched_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
 
-def attachment_of(sock: socket.socket) -> Optional[Attachment]:
+def attachment_of(sock: socket.socket) -> Attachment | None:
     """The socket's share in a tunnel; None for one that is not tunnelled."""
     return _attachments.get(id(sock))
 
@@ -145,7 +145,8 @@ def _remember(tunnel: Tunnel, fd: int) -> None:
 
 
 def adopt(sock: socket.socket) -> None:
-    """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to, if there is one."""
+    """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to, if there is
+    one."""
     if not _tunnels or id(sock) in _attachments:
         return
     identity = _descriptor.identity(_originals.SocketType.fileno(sock))
@@ -156,8 +157,9 @@ def adopt(sock: socket.socket) -> None:
     _attach(sock, tunnel, Transport(_originals.SocketType.fileno(sock), sock.family))
 
 
-def _still_there(tunnel: Tunnel, identity: Optional[tuple[int, int]]) -> bool:
-    # A descriptor closed behind our back (os.close) leaves an entry whose identity the kernel may give to another socket.
+def _still_there(tunnel: Tunnel, identity: tuple[int, int] | None) -> bool:
+    # A descriptor closed behind our back (os.close) leaves an entry whose identity the kernel may give to another
+    # socket.
     sharing = [attachment for attachment in list(_attachments.values()) if attachment.tunnel is tunnel]
     return not sharing or any(_descriptor.identity(attachment.transport.fd) == identity for attachment in sharing)
 
@@ -168,11 +170,16 @@ def _switch(sock: socket.socket) -> None:
 
 
 def _switched(base: type) -> type:
-    """The subclass of `base` whose socket methods are ours: they stand just above `socket.socket` in the resolution order, so a
-    subclass that overrides recv() and calls super().recv() meets them next."""
+    """The subclass of `base` whose socket methods are ours: they stand just above `socket.socket` in the resolution
+    order, so a subclass that overrides recv() and calls super().recv() meets them next."""
     switched = _switched_classes.get(base)
     if switched is None:
-        namespace = {"__slots__": (), "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        namespace = {
+            "__slots__": (),
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+        }
         bases = (GSSSocket,) if base is _originals.socket else (base, GSSSocket)
         switched = type(base)(base.__name__, bases, namespace)
         _switched_classes[base] = switched
@@ -180,11 +187,12 @@ def _switched(base: type) -> type:
 
 
 def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
-    """Connects `sock` to `address` through `proxy`, in place: same object, same descriptor; its class becomes a subclass of it.
+    """Connects `sock` to `address` through `proxy`, in place: same object, same descriptor; its class becomes a
+    subclass of it.
 
     Raises:
-        OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of. The socket is
-            as it was then and may be connected again.
+        OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
+            The socket is as it was then and may be connected again.
     """
     peername = _checked(sock, address)
     tunnel = Tunnel(proxy, _destination(sock, proxy, peername), peername)
@@ -211,7 +219,7 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
     _remember(tunnel, fd)
 
 
-def _detach(sock: socket.socket) -> Optional[Attachment]:
+def _detach(sock: socket.socket) -> Attachment | None:
     attachment = _attachments.pop(id(sock), None)
     if attachment is not None:
         attachment.transport.release()
@@ -239,7 +247,7 @@ def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...]) ->
     host = address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii")
     port = address[1].__index__()
     if not host:
-        host = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104  # what "" means to connect(2)
+        host = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"  # what "" means to connect(2)
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
@@ -260,7 +268,9 @@ def _establish(sock: socket.socket, tunnel: Tunnel) -> None:
         request = Request(Command.CONNECT, tunnel.destination)
         request.encode()
     except ValueError as error:
-        raise ProxyConnectionError(errno.EADDRNOTAVAIL, f"cannot ask a proxy for {tunnel.destination}: {error}") from error
+        raise ProxyConnectionError(
+            errno.EADDRNOTAVAIL, f"cannot ask a proxy for {tunnel.destination}: {error}"
+        ) from error
     _connect_to_proxy(sock, tunnel, deadline)
     tunnel.context = _initiator(proxy)
     negotiation = ClientNegotiation(
@@ -275,7 +285,7 @@ def _establish(sock: socket.socket, tunnel: Tunnel) -> None:
     tunnel.bound = negotiation.bound
 
 
-def _connect_deadline(timeout: Optional[float], limit: Optional[float]) -> Deadline:
+def _connect_deadline(timeout: float | None, limit: float | None) -> Deadline:
     # A non-blocking connect waits here all the same: nothing outside this call could carry the negotiation on.
     if not timeout:
         return Deadline(limit)
@@ -305,7 +315,7 @@ def _transport(sock: socket.socket) -> Transport:
 
 def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -> None:
     proxy = tunnel.proxy
-    failure: Optional[OSError] = None
+    failure: OSError | None = None
     try:
         for family, address in _proxy_addresses(proxy, sock.family, deadline):
             if failure is not None or family != _transport(sock).family:
@@ -320,7 +330,9 @@ def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -
         raise proxy_timeout("connecting to the proxy", str(proxy)) from None
     except OSError as error:
         failure = error
-    raise proxy_connection_error(failure or OSError(errno.EHOSTUNREACH, "its name has no address"), str(proxy)) from failure
+    raise proxy_connection_error(
+        failure or OSError(errno.EHOSTUNREACH, "its name has no address"), str(proxy)
+    ) from failure
 
 
 def _proxy_addresses(proxy: Proxy, family: int, deadline: Deadline) -> list[tuple[int, tuple[Any, ...]]]:
@@ -352,8 +364,8 @@ class GSSSocket(socket.socket):
 
     Args:
         family, type, proto, fileno: as for `socket.socket`.
-        proxy: the proxy to use: a `Proxy`, a URL, or None for the one the environment names when the socket connects. There
-            is no direct connection: without a proxy, connecting fails.
+        proxy: the proxy to use: a `Proxy`, a URL, or None for the one the environment names when the socket connects.
+            There is no direct connection: without a proxy, connecting fails.
     """
 
     __slots__ = ()
@@ -361,11 +373,11 @@ class GSSSocket(socket.socket):
     def __init__(
         self,
         family: int = -1,
-        type: int = -1,  # noqa: A002  # the name in socket.socket
+        type: int = -1,  # the name in socket.socket
         proto: int = -1,
-        fileno: Optional[int] = None,
+        fileno: int | None = None,
         *,
-        proxy: Union[Proxy, str, None] = None,
+        proxy: Proxy | str | None = None,
     ) -> None:
         super().__init__(family, type, proto, fileno)
         if proxy is not None:
@@ -377,12 +389,12 @@ class GSSSocket(socket.socket):
 
     def set_proxy(
         self,
-        proxy_type: Optional[int] = None,
-        addr: Optional[str] = None,
-        port: Optional[int] = None,
+        proxy_type: int | None = None,
+        addr: str | None = None,
+        port: int | None = None,
         rdns: bool = True,
-        username: Optional[str] = None,
-        password: Optional[str] = None,
+        username: str | None = None,
+        password: str | None = None,
         **options: Any,
     ) -> None:
         """PySocks' way to choose the proxy, before connecting.
@@ -407,13 +419,13 @@ class GSSSocket(socket.socket):
             raise ValueError("GSS-API takes no password: use a ticket cache or keytab=")
         _chosen_proxies[self] = Proxy(addr, port or 1080, principal=username, remote_dns=rdns, **options)
 
-    def get_proxy_sockname(self) -> Optional[tuple[str, int]]:
+    def get_proxy_sockname(self) -> tuple[str, int] | None:
         """The proxy's own address towards the target, from its reply; None while not connected."""
         attachment = _attachments.get(id(self))
         bound = attachment.tunnel.bound if attachment else None
         return (bound.host, bound.port) if bound else None
 
-    def get_proxy_peername(self) -> Optional[tuple[Any, ...]]:
+    def get_proxy_peername(self) -> tuple[Any, ...] | None:
         """The target as it was asked for, `getpeername()`'s answer; None while not connected."""
         attachment = _attachments.get(id(self))
         return attachment.tunnel.peername if attachment else None
@@ -441,21 +453,21 @@ class GSSSocket(socket.socket):
 
     # Sending
 
-    def send(self, data: Buffer, flags: int = 0, /) -> int:
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         attachment = _attachments.get(id(self))
         if attachment is None:
             return super().send(data, flags)
         with memoryview(data).cast("B") as view:
             return attachment.tunnel.stream.send(*_sending(self, attachment, view, flags))
 
-    def sendall(self, data: Buffer, flags: int = 0, /) -> None:
+    def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         attachment = _attachments.get(id(self))
         if attachment is None:
             return super().sendall(data, flags)
         with memoryview(data).cast("B") as view:
             attachment.tunnel.stream.send_all(*_sending(self, attachment, view, flags))
 
-    def sendto(self, data: Buffer, *arguments: Any) -> int:
+    def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
         attachment = _attachments.get(id(self))
         if attachment is None:
             return super().sendto(data, *arguments)
@@ -464,7 +476,9 @@ class GSSSocket(socket.socket):
         # A connected TCP socket does not look at the address (send(2)), as with any stream.
         return self.send(data, *arguments[:-1])
 
-    def sendmsg(self, buffers: Iterable[Buffer], ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+    def sendmsg(
+        self, buffers: Iterable[ReadableBuffer], ancdata: Any = (), flags: int = 0, address: Any = None, /
+    ) -> int:
         attachment = _attachments.get(id(self))
         if attachment is None:
             return super().sendmsg(buffers, ancdata, flags, address)
@@ -472,13 +486,13 @@ class GSSSocket(socket.socket):
             raise OSError(errno.EINVAL, "ancillary data cannot be sent through a proxy")
         return self.send(_gathered(buffers, attachment.tunnel.stream.records.max_plaintext, self.gettimeout()), flags)
 
-    def sendfile(self, file: IO[bytes], offset: int = 0, count: Optional[int] = None) -> int:
+    def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in _attachments:
             return super().sendfile(file, offset, count)
         # os.sendfile() would hand the file to the kernel's socket, unprotected.
         return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
 
-    def _sendfile_use_sendfile(self, file: IO[bytes], offset: int = 0, count: Optional[int] = None) -> int:
+    def _sendfile_use_sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in _attachments:
             return cast("int", super()._sendfile_use_sendfile(file, offset, count))  # type: ignore[misc]
         raise socket._GiveupOnSendfile(OSError(errno.EOPNOTSUPP, "not on a tunnelled socket"))  # type: ignore[attr-defined]
@@ -496,7 +510,7 @@ class GSSSocket(socket.socket):
             return _receive_exactly(stream, transport, bufsize, deadline)
         return stream.receive(transport, bufsize, deadline, peek=bool(flags & _PEEK))
 
-    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         attachment = _attachments.get(id(self))
         if attachment is None:
             return super().recv_into(buffer, nbytes, flags)
@@ -515,7 +529,7 @@ class GSSSocket(socket.socket):
             raise ValueError("negative buffersize in recvfrom")
         return self.recv(bufsize, flags), None
 
-    def recvfrom_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+    def recvfrom_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         if id(self) not in _attachments:
             return super().recvfrom_into(buffer, nbytes, flags)
         with memoryview(buffer).cast("B") as view:
@@ -530,7 +544,9 @@ class GSSSocket(socket.socket):
         _check_ancillary_size(ancbufsize, "recvmsg")
         return self.recv(bufsize, flags), [], 0, None
 
-    def recvmsg_into(self, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0, /) -> tuple[int, list[Any], int, Any]:
+    def recvmsg_into(
+        self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[Any], int, Any]:
         if id(self) not in _attachments:
             return super().recvmsg_into(buffers, ancbufsize, flags)
         _check_ancillary_size(ancbufsize, "recvmsg_into")
@@ -562,13 +578,16 @@ class GSSSocket(socket.socket):
         if attachment is None:
             return super().detach()
         if not _shared(attachment):
-            raise OSError(errno.EOPNOTSUPP, "the descriptor of a tunnelled socket is of no use without it: its octets are protected")
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "the descriptor of a tunnelled socket is of no use without it: its octets are protected",
+            )
         _detach(self)
         return super().detach()
 
     def dup(self) -> GSSSocket:
         attachment = _attachments.get(id(self))
-        duplicate = cast("GSSSocket", super().dup())
+        duplicate = super().dup()
         if attachment is not None and id(duplicate) not in _attachments:
             _attach(duplicate, attachment.tunnel, Transport(duplicate.fileno(), attachment.transport.family))
         return duplicate
@@ -601,8 +620,8 @@ _chosen_proxies: weakref.WeakKeyDictionary[GSSSocket, Proxy] = weakref.WeakKeyDi
 
 
 def in_progress() -> BlockingIOError:
-    """What a connect that does not wait raises. All is done by then, but the program expects to be told later: by writability, and
-    by SO_ERROR 0."""
+    """What a connect that does not wait raises. All is done by then, but the program expects to be told later: by
+    writability, and by SO_ERROR 0."""
     return BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
 
 
@@ -614,7 +633,8 @@ def connect_code(error: OSError) -> int:
 
 
 def _shared(attachment: Attachment) -> bool:
-    """Whether another socket object has the same descriptor: `SSLContext.wrap_socket` makes one before it detaches the first."""
+    """Whether another socket object has the same descriptor: `SSLContext.wrap_socket` makes one before it detaches
+    the first."""
     fd = attachment.transport.fd
     return any(other is not attachment and other.transport.fd == fd for other in list(_attachments.values()))
 
@@ -625,7 +645,8 @@ def _sending(
     if flags & ~_SEND_FLAGS:
         raise OSError(errno.EOPNOTSUPP, f"flags {flags:#x} cannot be carried through a proxy")
     if attachment.tls:
-        # ssl.SSLSocket falls through to its base class once shutdown() has dropped the TLS object: that would be plaintext.
+        # ssl.SSLSocket falls through to its base class once shutdown() has dropped the TLS object: that would be
+        # plaintext.
         raise BrokenPipeError(errno.EPIPE, "TLS has ended on this socket without unwrap(); nothing more can be sent")
     return attachment.transport, view, Deadline(0 if flags & _DONTWAIT else sock.gettimeout())
 
@@ -657,7 +678,11 @@ def _room(view: memoryview, nbytes: int, method: str) -> int:
     if nbytes < 0:
         raise ValueError(f"negative buffersize in {method}")
     if nbytes > len(view):
-        raise ValueError("buffer too small for requested bytes" if method == "recv_into" else "nbytes is greater than the length of the buffer")
+        raise ValueError(
+            "buffer too small for requested bytes"
+            if method == "recv_into"
+            else "nbytes is greater than the length of the buffer"
+        )
     return nbytes or len(view)
 
 
@@ -666,7 +691,7 @@ def _check_ancillary_size(size: int, method: str) -> None:
         raise ValueError(f"invalid ancillary data buffer length in {method}()")
 
 
-def _gathered(buffers: Iterable[Buffer], max_plaintext: int, timeout: Optional[float]) -> bytearray:
+def _gathered(buffers: Iterable[ReadableBuffer], max_plaintext: int, timeout: float | None) -> bytearray:
     """The buffers as one. Where the call may stop short, not more than it could get rid of at once."""
     enough = None if timeout is None else 4 * max_plaintext
     octets = bytearray()
@@ -682,10 +707,10 @@ _DEFAULT_TIMEOUT: Any = object()
 
 def create_connection(
     address: tuple[str, int],
-    timeout: Optional[float] = _DEFAULT_TIMEOUT,
-    source_address: Optional[tuple[str, int]] = None,
+    timeout: float | None = _DEFAULT_TIMEOUT,
+    source_address: tuple[str, int] | None = None,
     *,
-    proxy: Union[Proxy, str, None] = None,
+    proxy: Proxy | str | None = None,
 ) -> GSSSocket:
     """A socket connected to `address` through a proxy; `socket.create_connection` with a proxy.
 
@@ -710,4 +735,3 @@ def create_connection(
         sock.close()
         raise
     return sock
-

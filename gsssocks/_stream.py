@@ -1,21 +1,25 @@
-"""The pump: moves octets between the kernel and the record layer of one tunnelled TCP connection. All waiting is done here.
+"""The pump: moves octets between the kernel and the record layer of one tunnelled TCP connection. All waiting is done
+here.
 
 Two things make it more than a pair of loops.
 
-*Readability must stay true.* The application may ask select(), poll() or epoll about its file descriptor at any moment, and they
-only know the kernel's buffer. So the pump looks at what has arrived with MSG_PEEK, unprotects no more messages than the caller's
-request needs, and takes from the kernel just what it has used up; while plaintext is waiting, at least one octet stays there,
-if need be the last one of a message already unprotected (`_used_up` counts such octets). The beginning of an incomplete
-message is taken out, or the descriptor would be readable without any progress possible.
+*Readability must stay true.* The application may ask select(), poll() or epoll about its file descriptor at any
+moment, and they only know the kernel's buffer. So the pump looks at what has arrived with MSG_PEEK, unprotects no
+more messages than the caller's request needs, and takes from the kernel just what it has used up; while plaintext is
+waiting, at least one octet stays there, if need be the last one of a message already unprotected (`_used_up` counts
+such octets). The beginning of an incomplete message is taken out, or the descriptor would be readable without any
+progress possible.
 
-*A message, once protected, must leave whole.* Its sequence number is spent: leaving out, repeating or changing a part of it ends
-the connection. On a socket that does not wait, the kernel may take a part only. The rest is kept in `_unsent`, and the
-application is told that one octet fewer was accepted than really was: so it will come back when the descriptor is writable,
-bringing that octet (`_owed`) again, which is then swallowed. Nothing is lost whenever a wait ends early, by timeout or by signal.
+*A message, once protected, must leave whole.* Its sequence number is spent: leaving out, repeating or changing a part
+of it ends the connection. On a socket that does not wait, the kernel may take a part only. The rest is kept in
+`_unsent`, and the application is told that one octet fewer was accepted than really was: so it will come back when
+the descriptor is writable, bringing that octet (`_owed`) again, which is then swallowed. Nothing is lost whenever a
+wait ends early, by timeout or by signal.
 
-Locks: `_receiving` belongs to whoever reads, also while waiting; `_turn` to whoever sends a whole call's data, also while waiting;
-`_sending` guards protecting and handing to the kernel, and is never held while waiting. So a reader and a writer never wait
-for each other, and writers' data stays whole. During the negotiation its driver holds `_receiving` and `_turn`.
+Locks: `_receiving` belongs to whoever reads, also while waiting; `_turn` to whoever sends a whole call's data, also
+while waiting; `_sending` guards protecting and handing to the kernel, and is never held while waiting. So a reader
+and a writer never wait for each other, and writers' data stays whole. During the negotiation its driver holds
+`_receiving` and `_turn`.
 """
 
 from __future__ import annotations
@@ -26,29 +30,34 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, NoReturn, TypeVar
 
 from . import _originals
-from ._negotiation import ClientNegotiation
-from ._protocol import Octets
-from ._record import Records
 from .exceptions import ProtocolError, ProxyError, proxy_timeout, truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._negotiation import ClientNegotiation
+    from ._protocol import Octets
+    from ._record import Records
 
 __all__ = ["Deadline", "ProtectedStream", "Transport", "call_within", "would_block"]
 
 T = TypeVar("T")
 
 READ_SIZE = 256 * 1024
-"""Octets looked at in one go, at most: four full messages. Larger is no faster, and the buffers are shared (`_buffers`)."""
+"""Octets looked at in one go, at most: four full messages. Larger is no faster, and the buffers are shared
+(`_buffers`)."""
 MIN_READ_SIZE = 16 * 1024
 LINGER = 60.0
 """Seconds for which the rest of a message is still sent after close() or shutdown()."""
 _DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
-# Used for the moment between looking and unprotecting, never across a wait: a few buffers serve any number of connections.
+# Used for the moment between looking and unprotecting, never across a wait: a few buffers serve any number of
+# connections.
 _buffers: list[bytearray] = []
 _SPARE_BUFFERS = 4
 
@@ -79,11 +88,11 @@ class Deadline:
 
     __slots__ = ("_end", "timeout")
 
-    def __init__(self, timeout: Optional[float]) -> None:
+    def __init__(self, timeout: float | None) -> None:
         self.timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
 
-    def remaining(self) -> Optional[float]:
+    def remaining(self) -> float | None:
         """Seconds left, never negative; None where there is no end."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
@@ -101,7 +110,8 @@ class Deadline:
 
 
 class _KernelSocket(_originals.SocketType):
-    """A second Python object for an application's socket. The descriptor is the application's: it is never closed here."""
+    """A second Python object for an application's socket. The descriptor is the application's: it is never closed
+    here."""
 
     def __del__(self) -> None:
         self.detach()
@@ -120,8 +130,8 @@ class Transport:
     def __init__(self, fd: int, family: int) -> None:
         self.fd = fd
         self.family = family
-        # SOCK_NONBLOCK in the *type* makes the object not wait without touching the descriptor's O_NONBLOCK, which belongs to
-        # the application; MSG_DONTWAIT does the same for each call.
+        # SOCK_NONBLOCK in the *type* makes the object not wait without touching the descriptor's O_NONBLOCK, which
+        # belongs to the application; MSG_DONTWAIT does the same for each call.
         self._kernel = _KernelSocket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0), 0, fileno=fd)
         if not _DONTWAIT:
             self._kernel.setblocking(False)
@@ -131,7 +141,7 @@ class Transport:
         self.fd = -1
         self._kernel.detach()
 
-    def peek(self, view: memoryview) -> Optional[int]:
+    def peek(self, view: memoryview) -> int | None:
         """Looks at what has arrived; None if nothing has, 0 at the end of the stream."""
         try:
             return self._kernel.recv_into(view, 0, socket.MSG_PEEK | _DONTWAIT)
@@ -178,7 +188,7 @@ class Transport:
 if hasattr(select, "poll"):
     _poll, _IN, _OUT = select.poll, select.POLLIN, select.POLLOUT
 
-    def _wait(fd: int, seconds: Optional[float], *, writing: bool) -> bool:
+    def _wait(fd: int, seconds: float | None, *, writing: bool) -> bool:
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         poll = _poll()
@@ -188,7 +198,7 @@ if hasattr(select, "poll"):
 
 else:
 
-    def _wait(fd: int, seconds: Optional[float], *, writing: bool) -> bool:
+    def _wait(fd: int, seconds: float | None, *, writing: bool) -> bool:
         ready = _originals.select([] if writing else [fd], [fd] if writing else [], [fd], seconds)
         return any(ready)
 
@@ -224,8 +234,8 @@ def call_within(deadline: Deadline, function: Callable[[], T]) -> T:
     return outcome[0]()
 
 
-def _raiser(error: BaseException) -> Callable[[], T]:
-    def fail() -> T:
+def _raiser(error: BaseException) -> Callable[[], NoReturn]:
+    def fail() -> NoReturn:
         raise error
 
     return fail
@@ -234,22 +244,22 @@ def _raiser(error: BaseException) -> Callable[[], T]:
 class ProtectedStream:
     """One tunnelled connection: what is sent and received through it is user data; what the kernel sees is messages.
 
-    It has no descriptor of its own. Each call is given the transport of the socket it is made on, since several sockets may
-    share a connection (`dup`).
+    It has no descriptor of its own. Each call is given the transport of the socket it is made on, since several
+    sockets may share a connection (`dup`).
     """
 
     def __init__(self) -> None:
-        self._records: Optional[Records] = None
+        self._records: Records | None = None
         self._receiving = threading.Lock()
         self._turn = threading.Lock()
         self._sending = threading.Lock()
         self._unsent = bytearray()
-        self._owed: Optional[int] = None
+        self._owed: int | None = None
         self._used_up = 0
         self._ended = False
         self._no_more_reading = False
         self._handing_over = False
-        self._failure: Optional[Exception] = None
+        self._failure: Exception | None = None
 
     @property
     def records(self) -> Records:
@@ -361,7 +371,8 @@ class ProtectedStream:
 
         Args:
             size: octets the caller could use.
-            more: whether to look for up to `size` octets although some are there (for a peek, which may see several messages).
+            more: whether to look for up to `size` octets although some are there (for a peek, which may see several
+                messages).
         """
         plaintext = self.records.plaintext
         if more and plaintext and len(plaintext) < size and not self._failure:
@@ -370,9 +381,10 @@ class ProtectedStream:
             self._check_not_failed()
             if self._ended:
                 return
-            if not self._unprotect_arrived(transport, size) and not plaintext:
-                if deadline.timeout == 0 or not transport.wait_readable(deadline):
-                    raise deadline.passed()
+            if self._unprotect_arrived(transport, size):
+                continue
+            if deadline.timeout == 0 or not transport.wait_readable(deadline):
+                raise deadline.passed()
 
     def _unprotect_arrived(self, transport: Transport, size: int) -> bool:
         """Looks into the kernel once. False if nothing was there."""
@@ -396,12 +408,13 @@ class ProtectedStream:
             self._settle(transport, view)
             return True
 
-    def _settle(self, transport: Transport, view: Optional[memoryview] = None) -> None:
-        """Takes used-up octets out of the kernel, all but one while there is plaintext: the descriptor stays readable."""
+    def _settle(self, transport: Transport, view: memoryview | None = None) -> None:
+        """Takes used-up octets out of the kernel, all but one while there is plaintext: the descriptor stays
+        readable."""
         if self._used_up:
             self._leave_used_up(transport, 1 if self.records.plaintext else 0, view)
 
-    def _leave_used_up(self, transport: Transport, count: int, view: Optional[memoryview] = None) -> None:
+    def _leave_used_up(self, transport: Transport, count: int, view: memoryview | None = None) -> None:
         while self._used_up > count:
             surplus = self._used_up - count
             # Where there is a buffer that has just been looked into, the same octets are laid over themselves.
@@ -417,7 +430,8 @@ class ProtectedStream:
             self._failure = truncated("the connection to the proxy ended inside a message: data is missing")
 
     def _fail(self, transport: Transport, error: Exception) -> None:
-        """Ends the connection in both directions for good. The descriptor becomes readable, so that the error is noticed."""
+        """Ends the connection in both directions for good. The descriptor becomes readable, so that the error is
+        noticed."""
         self._failure = error
         self._used_up = 0
         with suppress(OSError):
@@ -471,8 +485,8 @@ class ProtectedStream:
         """Sends all of `data`.
 
         Raises:
-            BlockingIOError, socket.timeout: the time did not suffice. What is left of a message begun will go out with the next
-                call; as with a plain socket, there is no telling how much of `data` was accepted.
+            BlockingIOError, socket.timeout: the time did not suffice. What is left of a message begun will go out
+                with the next call; as with a plain socket, there is no telling how much of `data` was accepted.
         """
         with self._my_turn(deadline):
             if not self.flush(transport, deadline):
@@ -491,7 +505,8 @@ class ProtectedStream:
             return 0
         if data[0] != self._owed:
             raise OSError(
-                errno.EPROTO, "the data not accepted by the last send() must be sent next: a part of it is on its way already"
+                errno.EPROTO,
+                "the data not accepted by the last send() must be sent next: a part of it is on its way already",
             )
         self._owed = None
         return 1
@@ -517,7 +532,9 @@ class ProtectedStream:
             return
         if self._handing_over:
             # A signal handler raised between the kernel's answer and our taking note of it.
-            self._fail(transport, ProtocolError(errno.EPROTO, "interrupted while sending: it is not known how much has left"))
+            self._fail(
+                transport, ProtocolError(errno.EPROTO, "interrupted while sending: it is not known how much has left")
+            )
             self._check_sendable()
         self._handing_over = True
         try:
@@ -531,7 +548,8 @@ class ProtectedStream:
     # Ending
 
     def shut_down(self, transport: Transport, how: int) -> None:
-        """shutdown(2). What is in line still leaves, if need be after this call, as it would from the kernel's buffer."""
+        """shutdown(2). What is in line still leaves, if need be after this call, as it would from the kernel's
+        buffer."""
         if how in (socket.SHUT_RD, socket.SHUT_RDWR):
             self._no_more_reading = True
         if how != socket.SHUT_RD and not self._flushed(transport):
@@ -542,7 +560,7 @@ class ProtectedStream:
     def let_go(self, transport: Transport) -> None:
         """To be called before the last descriptor is closed: what is in line still leaves."""
         if not self._failure and not self._flushed(transport):
-            self._finish_later(transport, lambda late: None)
+            self._finish_later(transport, lambda _: None)
         transport.release()
 
     def _flushed(self, transport: Transport) -> bool:

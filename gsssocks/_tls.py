@@ -1,11 +1,12 @@
 """TLS inside a tunnel: what stands in an `ssl.SSLSocket` where CPython has its C object.
 
-`SSLContext.wrap_socket` gives the descriptor to OpenSSL, which would find the proxy's messages there instead of TLS records. So
-for a tunnelled socket `SSLContext._wrap_socket` answers with a `TunnelledTLS`: OpenSSL works on two memory buffers, and this
-class carries octets between them and the tunnel. Everything above, the `SSLSocket` the application holds, is CPython's own.
+`SSLContext.wrap_socket` gives the descriptor to OpenSSL, which would find the proxy's messages there instead of TLS
+records. So for a tunnelled socket `SSLContext._wrap_socket` answers with a `TunnelledTLS`: OpenSSL works on two
+memory buffers, and this class carries octets between them and the tunnel. Everything above, the `SSLSocket` the
+application holds, is CPython's own.
 
-Records are fetched one at a time. Reading ahead would take octets out of the tunnel that select() should show, and, after
-`unwrap()`, plaintext that is not TLS's to take.
+Records are fetched one at a time. Reading ahead would take octets out of the tunnel that select() should show, and,
+after `unwrap()`, plaintext that is not TLS's to take.
 
 OpenSSL's object is not safe for two threads at once; `_engine` guards it, and is never held while waiting.
 """
@@ -17,7 +18,7 @@ import ssl
 import threading
 import weakref
 from contextlib import suppress
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import Any, Callable, TypeVar, Union
 
 from ._socket import Attachment, attachment_of
 from ._stream import Deadline
@@ -38,11 +39,11 @@ def tls_object(
     context: ssl.SSLContext,
     sock: ssl.SSLSocket,
     server_side: bool,
-    server_hostname: Optional[str],
+    server_hostname: str | None,
     *,
     owner: Any = None,
-    session: Optional[ssl.SSLSession] = None,
-) -> Optional[TunnelledTLS]:
+    session: ssl.SSLSession | None = None,
+) -> TunnelledTLS | None:
     """What `SSLContext._wrap_socket` is to return for `sock`; None if it is not tunnelled."""
     attachment = attachment_of(sock)
     if attachment is None:
@@ -51,7 +52,8 @@ def tls_object(
 
 
 def replace_tls_object(sock: socket.socket) -> None:
-    """Gives a socket that was wrapped before it was connected, and is now, a TLS object that works through the tunnel."""
+    """Gives a socket that was wrapped before it was connected, and is now, a TLS object that works through the
+    tunnel."""
     if not isinstance(sock, ssl.SSLSocket) or sock._sslobj is None:  # type: ignore[attr-defined]
         return
     # The session cannot be read back from an object that has not shaken hands; SSLSocket keeps what it was given.
@@ -73,10 +75,10 @@ class TunnelledTLS:
         sock: ssl.SSLSocket,
         attachment: Attachment,
         server_side: bool,
-        server_hostname: Optional[str],
+        server_hostname: str | None,
         *,
         owner: Any = None,
-        session: Optional[ssl.SSLSession] = None,
+        session: ssl.SSLSession | None = None,
     ) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -107,8 +109,8 @@ class TunnelledTLS:
         self._ssl.context = context
 
     @property
-    def session(self) -> Optional[ssl.SSLSession]:
-        session: Optional[ssl.SSLSession] = self._ssl.session
+    def session(self) -> ssl.SSLSession | None:
+        session: ssl.SSLSession | None = self._ssl.session
         return session
 
     @session.setter
@@ -118,9 +120,9 @@ class TunnelledTLS:
     def do_handshake(self) -> None:
         self._run(self._ssl.do_handshake, self._deadline(), "handshake")
 
-    def read(self, length: int = 1024, buffer: Optional[Buffer] = None) -> Union[bytes, int]:
+    def read(self, length: int = 1024, buffer: Buffer | None = None) -> bytes | int:
         operation = (lambda: self._ssl.read(length)) if buffer is None else (lambda: self._ssl.read(length, buffer))
-        result: Union[bytes, int] = self._run(operation, self._deadline(), "read")
+        result: bytes | int = self._run(operation, self._deadline(), "read")
         return result
 
     def write(self, data: Any) -> int:
@@ -137,14 +139,13 @@ class TunnelledTLS:
 
     def _write_all(self, view: memoryview, deadline: Deadline) -> int:
         done = 0
-        while done < len(view):
-            try:
+        try:
+            while done < len(view):
                 done += self._write_some(view[done:], deadline)
-            except (ssl.SSLWantWriteError, socket.timeout):
-                # As in C: what has been written counts, and the caller comes back with the rest.
-                if not done:
-                    raise
-                break
+        except (ssl.SSLWantWriteError, socket.timeout):
+            # As in C: what has been written counts, and the caller comes back with the rest.
+            if not done:
+                raise
         return done
 
     def _write_some(self, view: memoryview, deadline: Deadline) -> int:
@@ -159,7 +160,7 @@ class TunnelledTLS:
         while self._written < len(view):
             self._written += self._ssl.write(view[self._written :])
 
-    def shutdown(self) -> Optional[ssl.SSLSocket]:
+    def shutdown(self) -> ssl.SSLSocket | None:
         self._run(self._ssl.shutdown, self._deadline(), "read")
         self._attachment.tls = False
         return self._socket()
@@ -178,7 +179,7 @@ class TunnelledTLS:
     def _run(self, operation: Callable[[], T], deadline: Deadline, what: str, *, flush: bool = True) -> T:
         """Repeats `operation` until it needs no more from the peer, carrying octets both ways in between."""
         while True:
-            wants: Optional[ssl.SSLWantReadError] = None
+            wants: ssl.SSLWantReadError | None = None
             try:
                 with self._engine:
                     try:
@@ -186,7 +187,8 @@ class TunnelledTLS:
                     except ssl.SSLWantReadError as error:
                         wants = error
                     finally:
-                        # What OpenSSL has to say goes out in the order in which it was said, an alert before a failure too.
+                        # What OpenSSL has to say goes out in the order in which it was said, an alert before a
+                        # failure too.
                         self._enqueue_outgoing()
             except ssl.SSLError:
                 with suppress(OSError):

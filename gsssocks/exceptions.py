@@ -1,8 +1,8 @@
 """What can go wrong between the application and its target, one class for each party at fault.
 
-Every error is an `OSError` with a true `errno`, so code written for a plain socket handles it unchanged; where a plain socket
-would have raised a particular subclass (`ConnectionRefusedError`, `TimeoutError`, …), so do we. Every error is also an instance
-of the class that PySocks would have raised, so `except socks.ProxyError` keeps working.
+Every error is an `OSError` with a true `errno`, so code written for a plain socket handles it unchanged; where a
+plain socket would have raised a particular subclass (`ConnectionRefusedError`, `TimeoutError`, …), so do we. Every
+error is also an instance of the class that PySocks would have raised, so `except socks.ProxyError` keeps working.
 """
 
 from __future__ import annotations
@@ -70,46 +70,51 @@ class ReplyError(ProxyError, socks.SOCKS5Error):  # type: ignore[misc]
     code: int = 0
 
 
-class _ProxyRefused(ProxyConnectionError, ConnectionRefusedError):
+class _ProxyRefusedError(ProxyConnectionError, ConnectionRefusedError):
     pass
 
 
-class _ProxyReset(ProxyConnectionError, ConnectionResetError):
+class _ProxyResetError(ProxyConnectionError, ConnectionResetError):
     pass
 
 
-class _ProxyTimeout(ProxyConnectionError, socket.timeout):
+class _ProxyTimeoutError(ProxyConnectionError, socket.timeout):
     pass
 
 
-class _Truncated(ProtocolError, ConnectionResetError):
+class _TruncatedError(ProtocolError, ConnectionResetError):
     pass
 
 
-class _NotAllowed(ReplyError, PermissionError):
+class _NotAllowedError(ReplyError, PermissionError):
     pass
 
 
-class _TargetRefused(ReplyError, ConnectionRefusedError):
+class _TargetRefusedError(ReplyError, ConnectionRefusedError):
     pass
 
 
-class _TargetTimeout(ReplyError, TimeoutError):
+class _TargetTimeoutError(ReplyError, TimeoutError):
     pass
 
 
-class _RequestAborted(ReplyError, ConnectionAbortedError):
+class _RequestAbortedError(ReplyError, ConnectionAbortedError):
     pass
 
 
-# RFC 1928, section 6. The errno is the one connect(2) gives for the same event; "general failure" has no counterpart there.
+# RFC 1928, section 6. The errno is the one connect(2) gives for the same event; "general failure" has no counterpart
+# there.
 _REPLIES: dict[int, tuple[type[ReplyError], int, str]] = {
-    1: (_RequestAborted, errno.ECONNABORTED, "general failure at the proxy; its log says why"),
-    2: (_NotAllowed, errno.EACCES, "not allowed by the proxy's rules; ask its operator, or name the target in no_proxy"),
+    1: (_RequestAbortedError, errno.ECONNABORTED, "general failure at the proxy; its log says why"),
+    2: (
+        _NotAllowedError,
+        errno.EACCES,
+        "not allowed by the proxy's rules; ask its operator, or name the target in no_proxy",
+    ),
     3: (ReplyError, errno.ENETUNREACH, "network unreachable from the proxy"),
     4: (ReplyError, errno.EHOSTUNREACH, "host unreachable from the proxy, or its name unknown there"),
-    5: (_TargetRefused, errno.ECONNREFUSED, "connection refused by the target"),
-    6: (_TargetTimeout, errno.ETIMEDOUT, "the target did not answer the proxy in time"),
+    5: (_TargetRefusedError, errno.ECONNREFUSED, "connection refused by the target"),
+    6: (_TargetTimeoutError, errno.ETIMEDOUT, "the target did not answer the proxy in time"),
     7: (ReplyError, errno.EOPNOTSUPP, "the proxy does not support this command"),
     8: (ReplyError, errno.EAFNOSUPPORT, "the proxy does not support this type of address"),
 }
@@ -125,14 +130,15 @@ def reply_error(code: int, target: str, proxy: str) -> ReplyError:
 
 
 def proxy_connection_error(cause: OSError, proxy: str) -> ProxyConnectionError:
-    """The error for a proxy that could not be reached; its class and errno are those of `cause` where they mean something."""
+    """The error for a proxy that could not be reached; its class and errno are those of `cause` where they mean
+    something."""
     cls = ProxyConnectionError
     if isinstance(cause, ConnectionRefusedError):
-        cls = _ProxyRefused
+        cls = _ProxyRefusedError
     elif isinstance(cause, ConnectionResetError):
-        cls = _ProxyReset
+        cls = _ProxyResetError
     elif isinstance(cause, (TimeoutError, socket.timeout)):
-        cls = _ProxyTimeout
+        cls = _ProxyTimeoutError
     # A failed name lookup carries an EAI_* code, which is no errno.
     number = cause.errno if cause.errno and not isinstance(cause, socket.gaierror) else errno.EHOSTUNREACH
     error = cls(number, f"cannot reach the proxy {proxy}: {cause.strerror or cause}")
@@ -145,9 +151,9 @@ def proxy_timeout(phase: str, proxy: str) -> ProxyConnectionError:
 
     The message starts as a plain socket's does ("timed out"), for programs that look.
     """
-    return _ProxyTimeout(errno.ETIMEDOUT, f"timed out while {phase} (proxy {proxy})")
+    return _ProxyTimeoutError(errno.ETIMEDOUT, f"timed out while {phase} (proxy {proxy})")
 
 
 def truncated(message: str) -> ProtocolError:
     """The error for a stream that ended inside a message; also a `ConnectionResetError`."""
-    return _Truncated(errno.ECONNRESET, message)
+    return _TruncatedError(errno.ECONNRESET, message)

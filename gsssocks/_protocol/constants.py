@@ -74,7 +74,8 @@ class ProtectionLevel(IntEnum):
     def satisfies(self, wanted: ProtectionLevel) -> bool:
         """Whether a connection at this level gives at least what `wanted` promises for every message.
 
-        Selective protection guarantees integrity alone: the peer chooses, message by message, whether to hide the content.
+        Selective protection guarantees integrity alone: the peer chooses, message by message, whether to hide the
+            content.
         """
         return _STRENGTH[self] >= _STRENGTH[wanted]
 

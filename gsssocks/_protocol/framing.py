@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from .messages import Octets
+if TYPE_CHECKING:
+    from .messages import Octets
 
 __all__ = ["Receivable", "ReceiveBuffer"]
 

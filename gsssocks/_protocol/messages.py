@@ -1,9 +1,9 @@
 """The messages of RFC 1928, RFC 1929 and RFC 1961, one class each: fields, octets out, octets in.
 
-Every class has two functions for receiving. `length(prefix)` says how many octets the message has, as far as the octets in
-`prefix` tell: while that exceeds `len(prefix)`, more must be read, and never more than that. `decode(octets)` takes exactly one
-whole message. `length` checks each fixed octet as soon as it is there, so that a peer who speaks another protocol is known by
-its first octet and not after a wait for octets that never come.
+Every class has two functions for receiving. `length(prefix)` says how many octets the message has, as far as the
+octets in `prefix` tell: while that exceeds `len(prefix)`, more must be read, and never more than that.
+`decode(octets)` takes exactly one whole message. `length` checks each fixed octet as soon as it is there, so that a
+peer who speaks another protocol is known by its first octet and not after a wait for octets that never come.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Union
 
-from ..exceptions import ProtocolError
+from gsssocks.exceptions import ProtocolError
+
 from .constants import (
     GSS_VERSION,
     MAX_TOKEN,
@@ -238,7 +239,7 @@ class Reply:
     @classmethod
     def decode(cls, octets: Octets) -> Reply:
         if octets[1] != 0:
-            return cls(octets[1], Address("0.0.0.0", 0))  # noqa: S104  # the RFC's "no address", nothing is bound
+            return cls(octets[1], Address("0.0.0.0", 0))  # the RFC's "no address", nothing is bound
         return cls(0, Address.decode(octets[3:]))
 
 
