@@ -44,7 +44,7 @@ from .exceptions import AuthenticationError, ProtectionError, ProtocolError, Pro
 if TYPE_CHECKING:
     from ._security import SecurityContext
 
-__all__ = ["ClientNegotiation", "ServerNegotiation", "Step"]
+__all__ = ["NO_ADDRESS", "ClientNegotiation", "Negotiation", "ServerNegotiation", "Step"]
 
 T = TypeVar("T")
 _Listening = Generator[None, None, T]
@@ -52,6 +52,11 @@ _Listening = Generator[None, None, T]
 MAX_CONTEXT_TOKENS = 16
 """Tokens a peer may send to establish a context. Kerberos needs one, SPNEGO and NTLM three; without a bound a hostile
 peer could go on for ever."""
+
+
+NO_ADDRESS = Address("0.0.0.0", 0)
+"""What a reply holds where there is no bound address."""
+_GENERAL_FAILURE, _ADDRESS_TYPE_NOT_SUPPORTED = 1, 8  # RFC 1928, section 6
 
 
 class Step(NamedTuple):
@@ -63,7 +68,7 @@ class Step(NamedTuple):
     """Octets to send now."""
 
 
-class _Negotiation:
+class Negotiation:
     """The part both roles share: octets in, octets out, and the conversation between."""
 
     def __init__(self) -> None:
@@ -76,6 +81,15 @@ class _Negotiation:
         self._conversation = self._converse()
 
     def _converse(self) -> _Listening[None]:
+        raise NotImplementedError
+
+    @property
+    def may_block(self) -> bool:
+        """Whether `start` and `receive` may now wait for something other than the peer (a KDC)."""
+        return False
+
+    def ended(self) -> ProxyError:
+        """What it means that the peer closed the connection now."""
         raise NotImplementedError
 
     def start(self) -> bytes:
@@ -139,7 +153,7 @@ class _Negotiation:
             )
 
 
-class ClientNegotiation(_Negotiation):
+class ClientNegotiation(Negotiation):
     """The client's side.
 
     Args:
@@ -176,11 +190,9 @@ class ClientNegotiation(_Negotiation):
 
     @property
     def may_block(self) -> bool:
-        """Whether `receive` may wait for something other than the peer (a KDC)."""
         return not self._context.complete
 
     def ended(self) -> ProxyError:
-        """What it means that the peer closed the connection now."""
         if self._received:
             return truncated(
                 f"the proxy {self._proxy} closed the connection inside a message while we were {self.phase}"
@@ -330,7 +342,7 @@ class ClientNegotiation(_Negotiation):
         self.bound = reply.address
 
 
-class ServerNegotiation(_Negotiation):
+class ServerNegotiation(Negotiation):
     """The proxy's side, up to the request; the answer is `reply`.
 
     Args:
@@ -356,6 +368,9 @@ class ServerNegotiation(_Negotiation):
         self._levels = levels
         self._authorize = authorize
 
+    def ended(self) -> ProxyError:
+        return truncated(f"the client closed the connection while we were {self.phase}")
+
     def reply(self, code: int, bound: Address) -> bytes:
         """The octets that answer the request (RFC 1928, section 6)."""
         if self.records is None:
@@ -371,7 +386,12 @@ class ServerNegotiation(_Negotiation):
             self._to_send += TokenMessage(MessageType.REFUSAL).encode()
             raise
         self.phase = "waiting for the request"
-        self.request = yield from self._encapsulated(self.records, Request)
+        try:
+            self.request = yield from self._encapsulated(self.records, Request)
+        except ProtocolError as error:
+            code = _ADDRESS_TYPE_NOT_SUPPORTED if error.errno == errno.EAFNOSUPPORT else _GENERAL_FAILURE
+            self._to_send += self.reply(code, NO_ADDRESS)
+            raise
 
     def _select_method(self) -> _Listening[None]:
         self.phase = "waiting for the greeting"

@@ -48,6 +48,12 @@ class Plaintext:
                 break
         return filled
 
+    def look(self, size: int) -> bytes:
+        """At most `size` octets from the front, taking nothing."""
+        octets = bytearray(min(size, self._size))
+        self.peek_into(memoryview(octets))
+        return bytes(octets)
+
     def drop(self, count: int) -> None:
         """Takes `count` octets off the front."""
         self._size -= count
@@ -61,9 +67,9 @@ class Plaintext:
         if self._chunks and not self._offset and len(self._chunks[0]) <= size and len(self._chunks) == 1:
             self._size = 0
             return self._chunks.popleft()
-        octets = bytearray(min(size, self._size))
-        self.drop(self.peek_into(memoryview(octets)))
-        return bytes(octets)
+        octets = self.look(size)
+        self.drop(len(octets))
+        return octets
 
 
 class Records(Protocol):

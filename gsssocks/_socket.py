@@ -33,6 +33,7 @@ from . import _descriptor, _originals
 from ._config import Proxy
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Request
+from ._relay import relay
 from ._stream import Deadline, ProtectedStream, Transport, call_within
 from .exceptions import ProxyConnectionError, proxy_connection_error, proxy_timeout
 
@@ -53,6 +54,7 @@ __all__ = [
     "connect_code",
     "create_connection",
     "in_progress",
+    "make_plain",
     "open_tunnel",
 ]
 
@@ -119,6 +121,8 @@ _attachments: dict[int, Attachment] = {}
 """By id(), since a subclass of socket may define equality as it likes."""
 _tunnels: weakref.WeakValueDictionary[tuple[int, int], Tunnel] = weakref.WeakValueDictionary()
 """By the kernel socket's identity, for descriptors that come back in another Python object."""
+_relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictionary()
+"""The tunnels behind sockets that `make_plain` has given a plain connection."""
 _switched_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
 
@@ -217,6 +221,20 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
                 os.set_blocking(fd, sock.gettimeout() is None)
             tunnel.settle()
     _remember(tunnel, fd)
+
+
+def make_plain(sock: socket.socket) -> None:
+    """Gives a tunnelled socket a plain connection that carries the same data, for code that uses its descriptor itself.
+
+    Same object, same descriptor; `getpeername` and `getsockname` answer as before. A socket that is not tunnelled stays
+    as it is.
+    """
+    attachment = _attachments.get(id(sock))
+    if attachment is None:
+        return
+    relay(attachment.transport.fd, sock.family, attachment.tunnel.stream)
+    _detach(sock)
+    _relayed[cast("GSSSocket", sock)] = attachment.tunnel
 
 
 def _detach(sock: socket.socket) -> Attachment | None:
@@ -421,19 +439,19 @@ class GSSSocket(socket.socket):
 
     def get_proxy_sockname(self) -> tuple[str, int] | None:
         """The proxy's own address towards the target, from its reply; None while not connected."""
-        attachment = _attachments.get(id(self))
-        bound = attachment.tunnel.bound if attachment else None
+        tunnel = self._tunnel()
+        bound = tunnel.bound if tunnel else None
         return (bound.host, bound.port) if bound else None
 
     def get_proxy_peername(self) -> tuple[Any, ...] | None:
         """The target as it was asked for, `getpeername()`'s answer; None while not connected."""
-        attachment = _attachments.get(id(self))
-        return attachment.tunnel.peername if attachment else None
+        tunnel = self._tunnel()
+        return tunnel.peername if tunnel else None
 
     # Connecting
 
     def connect(self, address: Any) -> None:
-        if id(self) in _attachments:
+        if self._tunnel() is not None:
             return _originals.SocketType.connect(self, address)  # EISCONN, from the kernel
         open_tunnel(self, self._proxy(), address)
         if self.gettimeout() == 0:
@@ -578,10 +596,7 @@ class GSSSocket(socket.socket):
         if attachment is None:
             return super().detach()
         if not _shared(attachment):
-            raise OSError(
-                errno.EOPNOTSUPP,
-                "the descriptor of a tunnelled socket is of no use without it: its octets are protected",
-            )
+            make_plain(self)
         _detach(self)
         return super().detach()
 
@@ -594,6 +609,10 @@ class GSSSocket(socket.socket):
 
     # What it says of itself
 
+    def _tunnel(self) -> Tunnel | None:
+        attachment = _attachments.get(id(self))
+        return attachment.tunnel if attachment else _relayed.get(self)
+
     def fileno(self) -> int:
         attachment = _attachments.get(id(self))
         if attachment is not None:
@@ -602,17 +621,16 @@ class GSSSocket(socket.socket):
         return super().fileno()
 
     def getpeername(self) -> Any:
-        attachment = _attachments.get(id(self))
-        if attachment is None:
-            return super().getpeername()
-        super().getpeername()  # ENOTCONN where a plain socket would say so
-        return attachment.tunnel.peername
+        name = super().getpeername()  # ENOTCONN, EBADF where a plain socket would say so
+        tunnel = self._tunnel()
+        return tunnel.peername if tunnel else name
 
     def getsockname(self) -> Any:
-        attachment = _attachments.get(id(self))
-        if attachment is None or attachment.tunnel.kernel_name_shown or attachment.tunnel.bound is None:
-            return super().getsockname()
-        bound = attachment.tunnel.bound
+        name = super().getsockname()
+        tunnel = self._tunnel()
+        if tunnel is None or tunnel.kernel_name_shown or tunnel.bound is None:
+            return name
+        bound = tunnel.bound
         return (bound.host, bound.port, 0, 0) if self.family == socket.AF_INET6 else (bound.host, bound.port)
 
 

@@ -25,6 +25,7 @@ and a writer never wait for each other, and writers' data stays whole. During th
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
@@ -39,7 +40,7 @@ from .exceptions import ProtocolError, ProxyError, proxy_timeout, truncated
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._negotiation import ClientNegotiation
+    from ._negotiation import Negotiation
     from ._protocol import Octets
     from ._record import Records
 
@@ -194,7 +195,7 @@ if hasattr(select, "poll"):
         poll = _poll()
         poll.register(fd, _OUT if writing else _IN)
         # Rounded up: a wait that ends a fraction of a millisecond early would be repeated without waiting.
-        return bool(poll.poll(None if seconds is None else int(seconds * 1000) + 1))
+        return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
 
 else:
 
@@ -280,8 +281,8 @@ class ProtectedStream:
         with self._receiving, self._turn:
             yield
 
-    def negotiate(self, transport: Transport, negotiation: ClientNegotiation, deadline: Deadline, proxy: str) -> None:
-        """Drives a negotiation to its end over a connected transport.
+    def negotiate(self, transport: Transport, negotiation: Negotiation, deadline: Deadline, peer: str) -> None:
+        """Drives a negotiation, of either role, to its end over a connected transport.
 
         Raises:
             ProxyError: it failed; the connection is of no use any more.
@@ -289,15 +290,15 @@ class ProtectedStream:
         try:
             self._converse(transport, negotiation, deadline)
         except socket.timeout as error:
-            raise error if isinstance(error, ProxyError) else proxy_timeout(negotiation.phase, proxy) from None
-        self._records = negotiation.records
+            raise error if isinstance(error, ProxyError) else proxy_timeout(negotiation.phase, peer) from None
 
-    def _converse(self, transport: Transport, negotiation: ClientNegotiation, deadline: Deadline) -> None:
-        self._send_plainly(transport, call_within(deadline, negotiation.start), deadline)
+    def _converse(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> None:
+        start = negotiation.start
+        self._send_plainly(transport, call_within(deadline, start) if negotiation.may_block else start(), deadline)
         while not negotiation.complete:
             self._send_plainly(transport, self._hear(transport, negotiation, deadline), deadline)
 
-    def _hear(self, transport: Transport, negotiation: ClientNegotiation, deadline: Deadline) -> bytes:
+    def _hear(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> bytes:
         view = memoryview(bytearray(MIN_READ_SIZE))
         count = transport.peek(view)
         while count is None:
@@ -312,9 +313,9 @@ class ProtectedStream:
         else:
             step = negotiation.receive(octets)
         self._used_up = step.taken
-        # Data that shares a token with the reply must show as readability, like any other.
-        surplus = negotiation.complete and negotiation.records is not None and len(negotiation.records.plaintext)
-        self._leave_used_up(transport, 1 if surplus else 0, view)
+        if negotiation.complete:
+            self._records = negotiation.records
+        self._settle(transport)
         return step.to_send
 
     def _send_plainly(self, transport: Transport, octets: bytes, deadline: Deadline) -> None:
@@ -340,13 +341,9 @@ class ProtectedStream:
         try:
             self._fill(transport, size, deadline, more=peek)
             plaintext = self.records.plaintext
-            if peek:
-                octets = bytearray(min(size, len(plaintext)))
-                plaintext.peek_into(memoryview(octets))
-                return bytes(octets)
-            octets_taken = plaintext.take(size)
+            octets = plaintext.look(size) if peek else plaintext.take(size)
             self._settle(transport)
-            return octets_taken
+            return octets
         finally:
             self._receiving.release()
 
@@ -361,13 +358,13 @@ class ProtectedStream:
             count = plaintext.peek_into(view)
             if not peek:
                 plaintext.drop(count)
-                self._settle(transport)
+            self._settle(transport)
             return count
         finally:
             self._receiving.release()
 
     def _fill(self, transport: Transport, size: int, deadline: Deadline, *, more: bool) -> None:
-        """Returns when there is plaintext, or there will be none.
+        """Returns when there is plaintext, or there will be none. `_settle` must follow.
 
         Args:
             size: octets the caller could use.
@@ -389,7 +386,8 @@ class ProtectedStream:
     def _unprotect_arrived(self, transport: Transport, size: int) -> bool:
         """Looks into the kernel once. False if nothing was there."""
         records = self.records
-        self._leave_used_up(transport, 0 if not records.plaintext else self._used_up)
+        if not records.plaintext:
+            self._settle(transport)
         with _borrowed_buffer() as buffer:
             look = max(MIN_READ_SIZE, records.hint, min(2 * size, READ_SIZE))
             view = buffer[: min(look + self._used_up, READ_SIZE)]
@@ -404,25 +402,20 @@ class ProtectedStream:
             except ProxyError as error:
                 # Kept for later: what was unprotected before it comes first.
                 self._fail(transport, error)
-                return True
-            self._settle(transport, view)
             return True
 
-    def _settle(self, transport: Transport, view: memoryview | None = None) -> None:
+    def _settle(self, transport: Transport) -> None:
         """Takes used-up octets out of the kernel, all but one while there is plaintext: the descriptor stays
         readable."""
-        if self._used_up:
-            self._leave_used_up(transport, 1 if self.records.plaintext else 0, view)
-
-    def _leave_used_up(self, transport: Transport, count: int, view: memoryview | None = None) -> None:
-        while self._used_up > count:
-            surplus = self._used_up - count
-            # Where there is a buffer that has just been looked into, the same octets are laid over themselves.
-            with memoryview(bytearray(surplus)) if view is None else view[:surplus] as target:
-                taken = transport.take(target)
-            if not taken:
-                return
-            self._used_up -= taken
+        keep = 1 if self._records is not None and self._records.plaintext else 0
+        if self._used_up <= keep:
+            return
+        with _borrowed_buffer() as buffer:
+            while self._used_up > keep:
+                taken = transport.take(buffer[: self._used_up - keep])
+                if not taken:
+                    return
+                self._used_up -= taken
 
     def _end(self) -> None:
         self._ended = True
