@@ -245,6 +245,12 @@ class Initiator(_Context):
                 self._target_handle, self._credential, self._context, self._mechanism, self._flags, input_token=token
             )
         except raw.GSSError as error:
+            if token is not None:
+                raise AuthenticationError(
+                    _EKEYREJECTED,
+                    f"the proxy's answer is forged or damaged, or it is not {self._target}: "
+                    f"GSS-API says: {_statuses(error)}",
+                ) from error
             raise _authentication_error(error, self._attempt()) from error
         self._context, self._more_steps = result.context, result.more_steps
         return result.token or None

@@ -313,8 +313,22 @@ class ClientNegotiation(Negotiation):
         self._check_type(message, MessageType.LEVEL)
         # conf_state is not looked at: section 4.3 asks for conf_req FALSE here, but there are peers that encrypt this
         # one token.
+        self._check_form(message.token)
         octets = message.token if self._nec else self._context.unwrap(message.token).data
         return self._acceptable(octets)
+
+    def _check_form(self, token: bytes) -> None:
+        bare = len(token) == 1
+        if bare and not self._nec:
+            raise ProtectionError(
+                errno.EPROTO,
+                f"the proxy {self._proxy} sent the protection level unprotected, as NEC's implementation does: "
+                "if it is meant to, set nec=True",
+            )
+        if self._nec and not bare:
+            raise ProtectionError(
+                errno.EPROTO, f"the proxy {self._proxy} protects the protection level, as it should: leave out nec=True"
+            )
 
     def _acceptable(self, octets: bytes) -> ProtectionLevel:
         if len(octets) != 1 or octets[0] not in set(ProtectionLevel):

@@ -8,8 +8,10 @@ is not proxied sends and receives with the C functions it always had. The ledger
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import socket
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 import wrapt
 
 from ._config import Bypass, Proxy
-from ._socket import GSSSocket, adopt, attachment_of, connect_code, in_progress, open_tunnel
+from ._socket import GSSSocket, adopt, attachment_of, connect_code, descriptor_is_tunnelled, in_progress, open_tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import ModuleType
 
-__all__ = ["install", "installed", "uninstall"]
+__all__ = ["install", "installed", "uninstall", "wrap"]
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -49,7 +51,6 @@ class _Patched(NamedTuple):
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
 _rules: _Rules | None = None
-_hooked = False
 
 
 def install(
@@ -124,33 +125,61 @@ def _activate(rules: _Rules | None) -> None:
 
 
 def _patch() -> None:
-    _wrap(socket.socket, "__init__", _init)
-    _wrap(socket.socket, "connect", _connect)
-    _wrap(socket.socket, "connect_ex", _connect_ex)
-    _watch_ssl()
+    wrap(socket.socket, "__init__", _init)
+    wrap(socket.socket, "connect", _connect)
+    wrap(socket.socket, "connect_ex", _connect_ex)
+    if hasattr(os, "sendfile"):
+        wrap(os, "sendfile", _sendfile)
+    _watch_libraries()
 
 
-def _watch_ssl() -> None:
-    """Patches `ssl` when it is imported: importing it here would be early for those who patch it themselves."""
-    global _hooked
-    if _hooked:
-        _patch_ssl(None)
+_LIBRARIES = {
+    "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
+    "trio._socket": "gsssocks.adapters.trio",
+    "uvloop": "gsssocks.adapters.uvloop",
+}
+"""Modules that pass by a subclass of `socket.socket`, and who sees to them: unbound calls, or the bare descriptor."""
+_watched = False
+
+
+def _watch_libraries() -> None:
+    """Has each of `_LIBRARIES` seen to: now if it is imported, else as soon as it is."""
+    global _watched
+    if not _watched:
+        _watched = True
+        for library, adapter in _LIBRARIES.items():
+            wrapt.register_post_import_hook(_coverer(adapter), library)
         return
-    _hooked = True
-    wrapt.register_post_import_hook(_patch_ssl, "ssl")
+    for library, adapter in _LIBRARIES.items():
+        if library in sys.modules:
+            _coverer(adapter)(sys.modules[library])
 
 
-def _patch_ssl(_module: ModuleType | None) -> None:
-    import sys
+def _coverer(adapter: str) -> Callable[[ModuleType], None]:
+    def cover(library: ModuleType) -> None:
+        # An import hook cannot be taken back; after uninstall() it does nothing.
+        with _lock:
+            if _ledger:
+                importlib.import_module(adapter).cover(library)
 
+    return cover
+
+
+def _patch_ssl() -> None:
+    """To be called when an `ssl.SSLSocket` turns out to be tunnelled: `ssl` is imported by then, and need not be
+    before."""
+    ssl = sys.modules["ssl"]
     with _lock:
-        ssl = sys.modules.get("ssl")
-        if not _ledger or ssl is None or any(entry.owner is ssl.SSLContext for entry in _ledger):
-            return
-        _wrap(ssl.SSLContext, "_wrap_socket", _wrap_socket)
+        if _ledger and not any(entry.owner is ssl.SSLContext for entry in _ledger):
+            wrap(ssl.SSLContext, "_wrap_socket", _wrap_socket)
 
 
-def _wrap(owner: Any, name: str, wrapper: _Wrapper) -> None:
+def wrap(owner: Any, name: str, wrapper: _Wrapper) -> None:
+    """Wraps an attribute of a class or module until `uninstall()`.
+
+    Args:
+        wrapper: called with the original (bound), the instance, and the arguments, as wrapt does.
+    """
     _ledger.append(_Patched(owner, name, vars(owner).get(name)))
     wrapt.wrap_function_wrapper(owner, name, wrapper)
 
@@ -170,7 +199,20 @@ def _restore() -> None:
 def _init(wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     wrapped(*args, **kwargs)
     if len(args) > 3 or "fileno" in kwargs:
-        adopt(instance)
+        _adopt(instance)
+
+
+def _adopt(sock: socket.socket) -> None:
+    if adopt(sock) and hasattr(sock, "_create"):
+        _patch_ssl()
+
+
+def _sendfile(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    fd = args[0] if args else kwargs.get("out_fd", -1)
+    if isinstance(fd, int) and descriptor_is_tunnelled(fd):
+        # What a kernel says that cannot do it; callers then send the file by send().
+        raise OSError(errno.EINVAL, "os.sendfile() would send the file unprotected into a tunnel")
+    return wrapped(*args, **kwargs)
 
 
 def _connect(

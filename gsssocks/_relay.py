@@ -1,11 +1,12 @@
 """A plain socket in place of a tunnelled one, for code that reads and writes the descriptor itself.
 
-Such code (a C library, OpenSSL, libuv, a child process) cannot call our methods, and the proxy's messages are of no use to it.
-So the descriptor is given one end of a TCP connection within this machine, and two threads carry octets between its other end
-and the tunnel. It is a connection of TCP, not of AF_UNIX, because such code asks for TCP's options and for IP addresses.
+Such code (a C library, OpenSSL, libuv, a child process) cannot call our methods, and the proxy's messages are of no
+use to it. So the descriptor is given one end of a TCP connection within this machine, and two threads carry octets
+between its other end and the tunnel. It is a connection of TCP, not of AF_UNIX, because such code asks for TCP's
+options and for IP addresses.
 
-The threads are daemons: nothing ends them while the application holds its end open. What the application has written when the
-interpreter ends is still carried over first (`_drain_all`).
+The threads are daemons: nothing ends them while the application holds its end open. What the application has written
+when the interpreter ends is still carried over first (`_drain_all`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _pair(family: int) -> tuple[_originals.SocketType, _originals.SocketType]:
         listener.listen(1)
         theirs.connect(listener.getsockname())
         while True:
-            fd, peer = listener._accept()  # type: ignore[attr-defined]  # what socket.accept() calls
+            fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
             ours = _originals.SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
             if peer == theirs.getsockname():
                 # The default timeout is the application's wish for its own sockets.

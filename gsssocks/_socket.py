@@ -53,9 +53,10 @@ __all__ = [
     "attachment_of",
     "connect_code",
     "create_connection",
+    "descriptor_is_tunnelled",
     "in_progress",
-    "make_plain",
     "open_tunnel",
+    "use_raw",
 ]
 
 _INET = (socket.AF_INET, socket.AF_INET6)
@@ -122,7 +123,9 @@ _attachments: dict[int, Attachment] = {}
 _tunnels: weakref.WeakValueDictionary[tuple[int, int], Tunnel] = weakref.WeakValueDictionary()
 """By the kernel socket's identity, for descriptors that come back in another Python object."""
 _relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictionary()
-"""The tunnels behind sockets that `make_plain` has given a plain connection."""
+"""The tunnels behind sockets that have been given a plain connection."""
+_used_raw: dict[int, weakref.ref[socket.socket]] = {}
+"""Sockets, not tunnelled yet, whose descriptor foreign code uses."""
 _switched_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
 
@@ -148,17 +151,18 @@ def _remember(tunnel: Tunnel, fd: int) -> None:
         _tunnels[identity] = tunnel
 
 
-def adopt(sock: socket.socket) -> None:
-    """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to, if there is
-    one."""
+def adopt(sock: socket.socket) -> bool:
+    """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to; False if it
+    belongs to none."""
     if not _tunnels or id(sock) in _attachments:
-        return
+        return False
     identity = _descriptor.identity(_originals.SocketType.fileno(sock))
     tunnel = _tunnels.get(identity) if identity is not None else None
     if tunnel is None or not _still_there(tunnel, identity):
-        return
+        return False
     _switch(sock)
     _attach(sock, tunnel, Transport(_originals.SocketType.fileno(sock), sock.family))
+    return True
 
 
 def _still_there(tunnel: Tunnel, identity: tuple[int, int] | None) -> bool:
@@ -221,17 +225,30 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
                 os.set_blocking(fd, sock.gettimeout() is None)
             tunnel.settle()
     _remember(tunnel, fd)
+    if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
+        _make_plain(sock)
 
 
-def make_plain(sock: socket.socket) -> None:
-    """Gives a tunnelled socket a plain connection that carries the same data, for code that uses its descriptor itself.
+def descriptor_is_tunnelled(fd: int) -> bool:
+    """Whether the kernel socket under `fd` carries a tunnel's messages."""
+    return bool(_tunnels) and _descriptor.identity(fd) in _tunnels
 
-    Same object, same descriptor; `getpeername` and `getsockname` answer as before. A socket that is not tunnelled stays
-    as it is.
+
+def use_raw(sock: socket.socket) -> None:
+    """To be told before foreign code reads and writes the descriptor of `sock` itself: it will find a plain connection.
+
+    A tunnelled socket is given one now, by a relay; another when it becomes one. Same object, same descriptor.
     """
-    attachment = _attachments.get(id(sock))
-    if attachment is None:
+    if id(sock) in _attachments:
+        _make_plain(sock)
         return
+    key = id(sock)
+    _used_raw[key] = weakref.ref(sock, lambda _: _used_raw.pop(key, None))
+
+
+def _make_plain(sock: socket.socket) -> None:
+    """Gives a tunnelled socket a plain connection that carries the same data; `getpeername` answers as before."""
+    attachment = _attachments[id(sock)]
     relay(attachment.transport.fd, sock.family, attachment.tunnel.stream)
     _detach(sock)
     _relayed[cast("GSSSocket", sock)] = attachment.tunnel
@@ -596,7 +613,7 @@ class GSSSocket(socket.socket):
         if attachment is None:
             return super().detach()
         if not _shared(attachment):
-            make_plain(self)
+            _make_plain(self)
         _detach(self)
         return super().detach()
 

@@ -31,6 +31,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Callable, NoReturn, TypeVar
 
@@ -251,9 +252,9 @@ class ProtectedStream:
 
     def __init__(self) -> None:
         self._records: Records | None = None
-        self._receiving = threading.Lock()
-        self._turn = threading.Lock()
-        self._sending = threading.Lock()
+        self._forks = _forks
+        _streams.add(self)
+        self._make_locks()
         self._unsent = bytearray()
         self._owed: int | None = None
         self._used_up = 0
@@ -261,6 +262,15 @@ class ProtectedStream:
         self._no_more_reading = False
         self._handing_over = False
         self._failure: Exception | None = None
+
+    def _make_locks(self) -> None:
+        self._receiving = threading.Lock()
+        self._turn = threading.Lock()
+        self._sending = threading.Lock()
+
+    def after_fork_in_child(self) -> None:
+        """Only the thread that called fork() lives on here: whatever lock another one holds is never released."""
+        self._make_locks()
 
     @property
     def records(self) -> Records:
@@ -291,6 +301,9 @@ class ProtectedStream:
             self._converse(transport, negotiation, deadline)
         except socket.timeout as error:
             raise error if isinstance(error, ProxyError) else proxy_timeout(negotiation.phase, peer) from None
+        except ConnectionError as error:
+            # A peer that closes with octets of ours unread resets the connection: it means the same.
+            raise error if isinstance(error, ProxyError) else negotiation.ended() from error
 
     def _converse(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> None:
         start = negotiation.start
@@ -320,7 +333,13 @@ class ProtectedStream:
 
     def _send_plainly(self, transport: Transport, octets: bytes, deadline: Deadline) -> None:
         self._unsent += octets
-        if not self.flush(transport, deadline):
+        try:
+            sent = self.flush(transport, deadline)
+        except ConnectionError:
+            # The peer has gone. What it said before explains more than this, and is heard next.
+            self._unsent.clear()
+            return
+        if not sent:
             raise socket.timeout("timed out")
 
     # Receiving
@@ -420,15 +439,28 @@ class ProtectedStream:
     def _end(self) -> None:
         self._ended = True
         if self.records.partial and not self._no_more_reading:
-            self._failure = truncated("the connection to the proxy ended inside a message: data is missing")
+            self._failure = self._explained(
+                truncated("the connection to the proxy ended inside a message: data is missing")
+            )
 
     def _fail(self, transport: Transport, error: Exception) -> None:
         """Ends the connection in both directions for good. The descriptor becomes readable, so that the error is
         noticed."""
-        self._failure = error
+        self._failure = self._explained(error)
         self._used_up = 0
         with suppress(OSError):
             transport.shutdown(socket.SHUT_RDWR)
+
+    def _explained(self, error: Exception) -> Exception:
+        """The error, with what is most likely behind it where this process has forked."""
+        if self._forks == _forks:
+            return error
+        number, message = error.args
+        return type(error)(
+            number,
+            f"{message} (the process has forked since it was made, and parent and child have both used it: "
+            "only one of them may, since messages are numbered)",
+        )
 
     # Sending
 
@@ -575,6 +607,26 @@ class ProtectedStream:
 
         # Not a daemon: the interpreter's end must not cut off what the application has handed over.
         _originals.Thread(target=finish, name="gsssocks-linger").start()
+
+
+_forks = 0
+"""How many times this process, or the one it was forked from, has forked."""
+_streams: weakref.WeakSet[ProtectedStream] = weakref.WeakSet()
+
+
+def _after_fork_in_parent() -> None:
+    global _forks
+    _forks += 1
+
+
+def _after_fork_in_child() -> None:
+    _after_fork_in_parent()
+    for stream in list(_streams):
+        stream.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _at_once(deadline: Deadline) -> Deadline:

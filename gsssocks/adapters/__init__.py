@@ -1,0 +1,1 @@
+"""What particular client libraries need, one module each."""

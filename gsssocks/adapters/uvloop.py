@@ -1,0 +1,56 @@
+"""uvloop connects by libuv, which knows nothing of `socket.socket`: its connections would not go through the proxy at
+all.
+
+`Loop.create_connection` is therefore given a connection that Python has made, in a thread; it is a plain one for
+libuv, by a relay if it is tunnelled.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from typing import TYPE_CHECKING, Any, Callable
+
+from gsssocks._patch import wrap
+from gsssocks._socket import use_raw
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["cover"]
+
+
+def cover(uvloop: ModuleType) -> None:
+    """Covers `uvloop`."""
+    wrap(uvloop.Loop, "create_connection", _create_connection)
+
+
+def _create_connection(
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return _connect_then_create(wrapped, instance, *args, **kwargs)
+
+
+async def _connect_then_create(
+    create: Callable[..., Any],
+    loop: Any,
+    protocol_factory: Callable[[], Any],
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    sock: socket.socket | None = None,
+    local_addr: tuple[str, int] | None = None,
+    **options: Any,
+) -> Any:
+    if sock is None and host is not None and port is not None:
+        connect = functools.partial(socket.create_connection, (host, port), source_address=local_addr)
+        sock = await loop.run_in_executor(None, connect)
+        sock.setblocking(False)
+        if options.get("ssl") and options.get("server_hostname") is None:
+            options["server_hostname"] = host
+    if sock is None:
+        return await create(protocol_factory, host, port, local_addr=local_addr, **options)
+    use_raw(sock)
+    for resolved in ("family", "proto", "flags", "happy_eyeballs_delay", "interleave"):
+        options.pop(resolved, None)
+    return await create(protocol_factory, sock=sock, **options)
