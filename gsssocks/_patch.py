@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 import wrapt
 
 from ._config import Bypass, Proxy
-from ._socket import GSSSocket, adopt, attachment_of, connect_code, descriptor_is_tunnelled, in_progress, open_tunnel
+from ._socket import GSSSocket, adopt, connect_code, in_progress, open_tunnel
+from ._tunnel import attachment_of, tunnel_under
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -209,7 +210,7 @@ def _adopt(sock: socket.socket) -> None:
 
 def _sendfile(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     fd = args[0] if args else kwargs.get("out_fd", -1)
-    if isinstance(fd, int) and descriptor_is_tunnelled(fd):
+    if isinstance(fd, int) and tunnel_under(fd) is not None:
         # What a kernel says that cannot do it; callers then send the file by send().
         raise OSError(errno.EINVAL, "os.sendfile() would send the file unprotected into a tunnel")
     return wrapped(*args, **kwargs)

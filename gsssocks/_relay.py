@@ -20,7 +20,8 @@ import weakref
 from contextlib import suppress
 
 from . import _originals
-from ._stream import LINGER, Deadline, ProtectedStream, Transport
+from ._stream import LINGER, ProtectedStream
+from ._transport import Deadline, Transport
 
 __all__ = ["relay"]
 

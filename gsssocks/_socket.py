@@ -1,8 +1,8 @@
 """`GSSSocket`: the method table of a tunnelled socket, and how a socket becomes one.
 
-A connected tunnel is not an attribute of the socket object: `socket.socket` has slots and no room, and a plain
-socket's class is switched in place (`open_tunnel`), which works only while the layout stays the same. It stands
-beside, in `_attachments`.
+A socket becomes a tunnelled one in place: same object, same descriptor; its class is switched to a subclass of what
+it was (`open_tunnel`). So whoever holds a reference to it notices nothing, and sockets that are not proxied pay
+nothing.
 
 The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "kernel" means the method of
 `socket.socket`.
@@ -22,20 +22,29 @@ The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "ke
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from . import _descriptor, _originals
 from ._config import Proxy
-from ._negotiation import ClientNegotiation
-from ._protocol import Address, Command, Request
 from ._relay import relay
-from ._stream import Deadline, ProtectedStream, Transport, call_within
-from .exceptions import ProxyConnectionError, proxy_connection_error, proxy_timeout
+from ._transport import Deadline, Transport
+from ._tunnel import (
+    Attachment,
+    Tunnel,
+    attach,
+    attachments,
+    checked_address,
+    detach,
+    establish,
+    remember,
+    share_descriptor,
+    tunnel_for,
+    tunnel_under,
+)
+from .exceptions import ProxyConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,17 +52,13 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from ._security import SecurityContext
+    from ._stream import ProtectedStream
 
 __all__ = [
-    "Attachment",
     "GSSSocket",
-    "Tunnel",
     "adopt",
-    "attachment_of",
     "connect_code",
     "create_connection",
-    "descriptor_is_tunnelled",
     "in_progress",
     "open_tunnel",
     "use_raw",
@@ -66,62 +71,6 @@ _RECV_FLAGS = _PEEK | _DONTWAIT | getattr(socket, "MSG_WAITALL", 0) | getattr(so
 _SEND_FLAGS = _DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_MORE", 0)
 
 
-class Tunnel:
-    """What all sockets of one tunnelled connection share.
-
-    Attributes:
-        proxy: the proxy it goes through.
-        destination: what the proxy was asked to connect to.
-        peername: the address as the application gave it.
-        bound: the proxy's own address towards the target, as the reply gave it.
-        context: the security context.
-        stream: the pump.
-    """
-
-    def __init__(self, proxy: Proxy, destination: Address, peername: tuple[Any, ...]) -> None:
-        self.proxy = proxy
-        self.destination = destination
-        self.peername = peername
-        self.bound: Address | None = None
-        self.context: SecurityContext | None = None
-        self.stream = ProtectedStream()
-        self.kernel_name_shown = False
-        self._connecting_thread: int | None = threading.get_ident()
-        self._settled = threading.Event()
-
-    def settle(self) -> None:
-        """The connection has been made, or could not be."""
-        self._connecting_thread = None
-        self._settled.set()
-
-    def wait_settled(self) -> None:
-        """Waits while another thread is still connecting."""
-        if self._connecting_thread not in (None, threading.get_ident()):
-            self._settled.wait()
-
-
-class Attachment:
-    """One socket object's share in a tunnel.
-
-    Attributes:
-        tls: whether TLS runs over it, begun and not ended by `unwrap()`: then nothing but TLS may send.
-    """
-
-    __slots__ = ("reference", "tls", "transport", "tunnel")
-
-    def __init__(self, sock: socket.socket, tunnel: Tunnel, transport: Transport) -> None:
-        key = id(sock)
-        # When the object goes, its descriptor has been closed already; ours must not be used, or closed, again.
-        self.reference = weakref.ref(sock, lambda _: _drop(key, self))
-        self.tunnel = tunnel
-        self.transport = transport
-        self.tls = False
-
-
-_attachments: dict[int, Attachment] = {}
-"""By id(), since a subclass of socket may define equality as it likes."""
-_tunnels: weakref.WeakValueDictionary[tuple[int, int], Tunnel] = weakref.WeakValueDictionary()
-"""By the kernel socket's identity, for descriptors that come back in another Python object."""
 _relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictionary()
 """The tunnels behind sockets that have been given a plain connection."""
 _used_raw: dict[int, weakref.ref[socket.socket]] = {}
@@ -129,47 +78,16 @@ _used_raw: dict[int, weakref.ref[socket.socket]] = {}
 _switched_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
 
-def attachment_of(sock: socket.socket) -> Attachment | None:
-    """The socket's share in a tunnel; None for one that is not tunnelled."""
-    return _attachments.get(id(sock))
-
-
-def _drop(key: int, attachment: Attachment) -> None:
-    if _attachments.get(key) is attachment:
-        del _attachments[key]
-    attachment.transport.release()
-
-
-def _attach(sock: socket.socket, tunnel: Tunnel, transport: Transport) -> Attachment:
-    attachment = _attachments[id(sock)] = Attachment(sock, tunnel, transport)
-    return attachment
-
-
-def _remember(tunnel: Tunnel, fd: int) -> None:
-    identity = _descriptor.identity(fd)
-    if identity is not None:
-        _tunnels[identity] = tunnel
-
-
 def adopt(sock: socket.socket) -> bool:
     """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to; False if it
     belongs to none."""
-    if not _tunnels or id(sock) in _attachments:
-        return False
-    identity = _descriptor.identity(_originals.SocketType.fileno(sock))
-    tunnel = _tunnels.get(identity) if identity is not None else None
-    if tunnel is None or not _still_there(tunnel, identity):
+    fd = _originals.SocketType.fileno(sock)
+    tunnel = tunnel_under(fd)
+    if tunnel is None or id(sock) in attachments:
         return False
     _switch(sock)
-    _attach(sock, tunnel, Transport(_originals.SocketType.fileno(sock), sock.family))
+    attach(sock, tunnel, Transport(fd, sock.family))
     return True
-
-
-def _still_there(tunnel: Tunnel, identity: tuple[int, int] | None) -> bool:
-    # A descriptor closed behind our back (os.close) leaves an entry whose identity the kernel may give to another
-    # socket.
-    sharing = [attachment for attachment in list(_attachments.values()) if attachment.tunnel is tunnel]
-    return not sharing or any(_descriptor.identity(attachment.transport.fd) == identity for attachment in sharing)
 
 
 def _switch(sock: socket.socket) -> None:
@@ -194,7 +112,7 @@ def _switched(base: type) -> type:
     return switched
 
 
-def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
+def open_tunnel(sock: socket.socket, proxy: Proxy, address: Any) -> None:
     """Connects `sock` to `address` through `proxy`, in place: same object, same descriptor; its class becomes a
     subclass of it.
 
@@ -202,8 +120,9 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
         OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
             The socket is as it was then and may be connected again.
     """
-    peername = _checked(sock, address)
-    tunnel = Tunnel(proxy, _destination(sock, proxy, peername), peername)
+    if _is_connected(sock):
+        return _originals.SocketType.connect(sock, address)  # EISCONN, from the kernel
+    tunnel = tunnel_for(sock, proxy, checked_address(sock, address))
     was = type(sock)
     fd = _originals.SocketType.fileno(sock)
     local = _originals.SocketType.getsockname(sock)
@@ -211,11 +130,11 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
     tunnel.kernel_name_shown = bound is not None
     with tunnel.stream.negotiating():
         _switch(sock)
-        _attach(sock, tunnel, Transport(fd, sock.family))
+        attach(sock, tunnel, Transport(fd, sock.family))
         try:
-            _establish(sock, tunnel)
+            establish(sock, tunnel)
         except BaseException:
-            _detach(sock)
+            detach(sock)
             sock.__class__ = was
             if _originals.SocketType.fileno(sock) == fd:
                 _descriptor.replace(fd, sock.family, bound=bound)
@@ -224,14 +143,19 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
             if _originals.SocketType.fileno(sock) == fd:
                 os.set_blocking(fd, sock.gettimeout() is None)
             tunnel.settle()
-    _remember(tunnel, fd)
+    remember(tunnel, fd)
     if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
         _make_plain(sock)
 
 
-def descriptor_is_tunnelled(fd: int) -> bool:
-    """Whether the kernel socket under `fd` carries a tunnel's messages."""
-    return bool(_tunnels) and _descriptor.identity(fd) in _tunnels
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        _originals.SocketType.getpeername(sock)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True
 
 
 def use_raw(sock: socket.socket) -> None:
@@ -239,7 +163,7 @@ def use_raw(sock: socket.socket) -> None:
 
     A tunnelled socket is given one now, by a relay; another when it becomes one. Same object, same descriptor.
     """
-    if id(sock) in _attachments:
+    if id(sock) in attachments:
         _make_plain(sock)
         return
     key = id(sock)
@@ -248,150 +172,10 @@ def use_raw(sock: socket.socket) -> None:
 
 def _make_plain(sock: socket.socket) -> None:
     """Gives a tunnelled socket a plain connection that carries the same data; `getpeername` answers as before."""
-    attachment = _attachments[id(sock)]
+    attachment = attachments[id(sock)]
     relay(attachment.transport.fd, sock.family, attachment.tunnel.stream)
-    _detach(sock)
+    detach(sock)
     _relayed[cast("GSSSocket", sock)] = attachment.tunnel
-
-
-def _detach(sock: socket.socket) -> Attachment | None:
-    attachment = _attachments.pop(id(sock), None)
-    if attachment is not None:
-        attachment.transport.release()
-    return attachment
-
-
-def _checked(sock: socket.socket, address: object) -> tuple[Any, ...]:
-    """The address, if it has the form that the socket's family takes; the exceptions are those of a plain socket."""
-    family = "AF_INET6" if sock.family == socket.AF_INET6 else "AF_INET"
-    if not isinstance(address, tuple):
-        raise TypeError(f"connect(): {family} address must be tuple, not {type(address).__name__}")
-    if not (len(address) == 2 or (sock.family == socket.AF_INET6 and 2 <= len(address) <= 4)):
-        raise TypeError(f"{family} address must be a pair (host, port)")
-    host, port = address[0], address[1]
-    if not isinstance(host, (str, bytes, bytearray)):
-        raise TypeError(f"str, bytes or bytearray expected, not {type(host).__name__}")
-    if not hasattr(port, "__index__"):
-        raise TypeError(f"'{type(port).__name__}' object cannot be interpreted as an integer")
-    if not 0 <= port.__index__() <= 0xFFFF:
-        raise OverflowError("connect(): port must be 0-65535.")
-    return address
-
-
-def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...]) -> Address:
-    host = address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii")
-    port = address[1].__index__()
-    if not host:
-        host = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"  # what "" means to connect(2)
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return Address(host if proxy.remote_dns else _resolved(host, port, sock.family), port)
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return Address(str(mapped or ip), port)
-
-
-def _resolved(host: str, port: int, family: int) -> str:
-    return str(_originals.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4][0])
-
-
-def _establish(sock: socket.socket, tunnel: Tunnel) -> None:
-    """From the proxy's name to the granted request, on the descriptor of `sock`, within one deadline."""
-    proxy = tunnel.proxy
-    deadline = _connect_deadline(sock.gettimeout(), proxy.timeout)
-    try:
-        request = Request(Command.CONNECT, tunnel.destination)
-        request.encode()
-    except ValueError as error:
-        raise ProxyConnectionError(
-            errno.EADDRNOTAVAIL, f"cannot ask a proxy for {tunnel.destination}: {error}"
-        ) from error
-    _connect_to_proxy(sock, tunnel, deadline)
-    tunnel.context = _initiator(proxy)
-    negotiation = ClientNegotiation(
-        tunnel.context,
-        request,
-        proxy=str(proxy),
-        level=proxy.level,
-        pipelined=proxy.pipelined,
-        nec=proxy.nec,
-    )
-    tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
-    tunnel.bound = negotiation.bound
-
-
-def _connect_deadline(timeout: float | None, limit: float | None) -> Deadline:
-    # A non-blocking connect waits here all the same: nothing outside this call could carry the negotiation on.
-    if not timeout:
-        return Deadline(limit)
-    return Deadline(timeout if limit is None else min(timeout, limit))
-
-
-def _initiator(proxy: Proxy) -> SecurityContext:
-    # Imported here: gssapi takes time and memory that a program without a tunnel does not owe us.
-    from ._gss import Initiator
-
-    return Initiator(
-        proxy.gss_target,
-        mechanism=proxy.mechanism,
-        delegation=proxy.delegation,
-        principal=proxy.principal,
-        ccache=proxy.ccache,
-        keytab=proxy.keytab,
-    )
-
-
-def _transport(sock: socket.socket) -> Transport:
-    attachment = _attachments.get(id(sock))
-    if attachment is None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    return attachment.transport
-
-
-def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -> None:
-    proxy = tunnel.proxy
-    failure: OSError | None = None
-    try:
-        for family, address in _proxy_addresses(proxy, sock.family, deadline):
-            if failure is not None or family != _transport(sock).family:
-                _renew(sock, tunnel, family)
-            try:
-                return _transport(sock).connect(address, deadline)
-            except socket.timeout:
-                raise
-            except OSError as error:
-                failure = error
-    except socket.timeout:
-        raise proxy_timeout("connecting to the proxy", str(proxy)) from None
-    except OSError as error:
-        failure = error
-    raise proxy_connection_error(
-        failure or OSError(errno.EHOSTUNREACH, "its name has no address"), str(proxy)
-    ) from failure
-
-
-def _proxy_addresses(proxy: Proxy, family: int, deadline: Deadline) -> list[tuple[int, tuple[Any, ...]]]:
-    """The proxy's addresses, those of the socket's own family first: they need no other kernel socket."""
-
-    def look_up() -> list[tuple[Any, ...]]:
-        return cast("list[tuple[Any, ...]]", _originals.getaddrinfo(proxy.host, proxy.port, 0, socket.SOCK_STREAM))
-
-    try:
-        ipaddress.ip_address(proxy.host)
-    except ValueError:
-        found = call_within(deadline, look_up)
-    else:
-        found = look_up()
-    addresses = [(info[0], info[4]) for info in found if info[0] in _INET]
-    return sorted(addresses, key=lambda pair: pair[0] != family)
-
-
-def _renew(sock: socket.socket, tunnel: Tunnel, family: int) -> None:
-    """Another kernel socket of `family` under the descriptor, for another attempt."""
-    fd = _transport(sock).fd
-    _detach(sock)
-    _descriptor.replace(fd, family)
-    _attach(sock, tunnel, Transport(fd, family))
 
 
 class GSSSocket(socket.socket):
@@ -468,8 +252,6 @@ class GSSSocket(socket.socket):
     # Connecting
 
     def connect(self, address: Any) -> None:
-        if self._tunnel() is not None:
-            return _originals.SocketType.connect(self, address)  # EISCONN, from the kernel
         open_tunnel(self, self._proxy(), address)
         if self.gettimeout() == 0:
             raise in_progress()
@@ -489,21 +271,21 @@ class GSSSocket(socket.socket):
     # Sending
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None:
             return super().send(data, flags)
         with memoryview(data).cast("B") as view:
             return attachment.tunnel.stream.send(*_sending(self, attachment, view, flags))
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendall(data, flags)
         with memoryview(data).cast("B") as view:
             attachment.tunnel.stream.send_all(*_sending(self, attachment, view, flags))
 
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendto(data, *arguments)
         if not 1 <= len(arguments) <= 2:
@@ -514,7 +296,7 @@ class GSSSocket(socket.socket):
     def sendmsg(
         self, buffers: Iterable[ReadableBuffer], ancdata: Any = (), flags: int = 0, address: Any = None, /
     ) -> int:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendmsg(buffers, ancdata, flags, address)
         if list(ancdata):
@@ -522,20 +304,20 @@ class GSSSocket(socket.socket):
         return self.send(_gathered(buffers, attachment.tunnel.stream.records.max_plaintext, self.gettimeout()), flags)
 
     def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
-        if id(self) not in _attachments:
+        if id(self) not in attachments:
             return super().sendfile(file, offset, count)
         # os.sendfile() would hand the file to the kernel's socket, unprotected.
         return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
 
     def _sendfile_use_sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
-        if id(self) not in _attachments:
+        if id(self) not in attachments:
             return cast("int", super()._sendfile_use_sendfile(file, offset, count))  # type: ignore[misc]
         raise socket._GiveupOnSendfile(OSError(errno.EOPNOTSUPP, "not on a tunnelled socket"))  # type: ignore[attr-defined]
 
     # Receiving
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None:
             return super().recv(bufsize, flags)
         if bufsize < 0:
@@ -546,7 +328,7 @@ class GSSSocket(socket.socket):
         return stream.receive(transport, bufsize, deadline, peek=bool(flags & _PEEK))
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None:
             return super().recv_into(buffer, nbytes, flags)
         with memoryview(buffer).cast("B") as view, view[: _room(view, nbytes, "recv_into")] as target:
@@ -558,21 +340,21 @@ class GSSSocket(socket.socket):
             return stream.receive_into(transport, target, deadline, peek=bool(flags & _PEEK))
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        if id(self) not in _attachments:
+        if id(self) not in attachments:
             return super().recvfrom(bufsize, flags)
         if bufsize < 0:
             raise ValueError("negative buffersize in recvfrom")
         return self.recv(bufsize, flags), None
 
     def recvfrom_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        if id(self) not in _attachments:
+        if id(self) not in attachments:
             return super().recvfrom_into(buffer, nbytes, flags)
         with memoryview(buffer).cast("B") as view:
             room = _room(view, nbytes, "recvfrom_into")
             return self.recv_into(view[:room], 0, flags) if room else 0, None
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
-        if id(self) not in _attachments:
+        if id(self) not in attachments:
             return super().recvmsg(bufsize, ancbufsize, flags)
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
@@ -582,7 +364,7 @@ class GSSSocket(socket.socket):
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[Any], int, Any]:
-        if id(self) not in _attachments:
+        if id(self) not in attachments:
             return super().recvmsg_into(buffers, ancbufsize, flags)
         _check_ancillary_size(ancbufsize, "recvmsg_into")
         views = [memoryview(buffer).cast("B") for buffer in buffers]
@@ -597,41 +379,41 @@ class GSSSocket(socket.socket):
     # Ending
 
     def shutdown(self, how: int, /) -> None:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None or how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
             return super().shutdown(how)
         attachment.tunnel.stream.shut_down(attachment.transport, how)
 
     def _real_close(self) -> None:
-        attachment = _attachments.pop(id(self), None)
+        attachment = attachments.pop(id(self), None)
         if attachment is not None:
             attachment.tunnel.stream.let_go(attachment.transport)
         super()._real_close()  # type: ignore[misc]
 
     def detach(self) -> int:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is None:
             return super().detach()
-        if not _shared(attachment):
+        if not share_descriptor(attachment):
             _make_plain(self)
-        _detach(self)
+        detach(self)
         return super().detach()
 
     def dup(self) -> GSSSocket:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         duplicate = super().dup()
-        if attachment is not None and id(duplicate) not in _attachments:
-            _attach(duplicate, attachment.tunnel, Transport(duplicate.fileno(), attachment.transport.family))
+        if attachment is not None and id(duplicate) not in attachments:
+            attach(duplicate, attachment.tunnel, Transport(duplicate.fileno(), attachment.transport.family))
         return duplicate
 
     # What it says of itself
 
     def _tunnel(self) -> Tunnel | None:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         return attachment.tunnel if attachment else _relayed.get(self)
 
     def fileno(self) -> int:
-        attachment = _attachments.get(id(self))
+        attachment = attachments.get(id(self))
         if attachment is not None:
             # select() asks here; until the tunnel stands, the kernel's answer would be about the proxy's connection.
             attachment.tunnel.wait_settled()
@@ -665,13 +447,6 @@ def connect_code(error: OSError) -> int:
     if isinstance(error, socket.timeout) and isinstance(error, ProxyConnectionError):
         return errno.EAGAIN  # what a plain socket returns when its timeout runs out
     return error.errno or errno.EIO
-
-
-def _shared(attachment: Attachment) -> bool:
-    """Whether another socket object has the same descriptor: `SSLContext.wrap_socket` makes one before it detaches
-    the first."""
-    fd = attachment.transport.fd
-    return any(other is not attachment and other.transport.fd == fd for other in list(_attachments.values()))
 
 
 def _sending(

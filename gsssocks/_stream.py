@@ -25,17 +25,15 @@ and a writer never wait for each other, and writers' data stays whole. During th
 from __future__ import annotations
 
 import errno
-import math
 import os
-import select
 import socket
 import threading
-import time
 import weakref
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Callable, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Callable, ClassVar
 
 from . import _originals
+from ._transport import Deadline, Transport, call_within
 from .exceptions import ProtocolError, ProxyError, proxy_timeout, truncated
 
 if TYPE_CHECKING:
@@ -45,202 +43,36 @@ if TYPE_CHECKING:
     from ._protocol import Octets
     from ._record import Records
 
-__all__ = ["Deadline", "ProtectedStream", "Transport", "call_within", "would_block"]
-
-T = TypeVar("T")
+__all__ = ["LINGER", "ProtectedStream"]
 
 READ_SIZE = 256 * 1024
 """Octets looked at in one go, at most: four full messages. Larger is no faster, and the buffers are shared
-(`_buffers`)."""
+(`_Buffer`)."""
 MIN_READ_SIZE = 16 * 1024
 LINGER = 60.0
 """Seconds for which the rest of a message is still sent after close() or shutdown()."""
-_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
-_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
-# Used for the moment between looking and unprotecting, never across a wait: a few buffers serve any number of
-# connections.
-_buffers: list[bytearray] = []
+
+class _Buffer:
+    """Room for the moment between looking and unprotecting, never across a wait: a few serve any number of
+    connections."""
+
+    __slots__ = ("_view",)
+    _spare: ClassVar[list[memoryview]] = []
+
+    def __enter__(self) -> memoryview:
+        try:
+            self._view = self._spare.pop()
+        except IndexError:
+            self._view = memoryview(bytearray(READ_SIZE))
+        return self._view
+
+    def __exit__(self, *_: object) -> None:
+        if len(self._spare) < _SPARE_BUFFERS:
+            self._spare.append(self._view)
+
+
 _SPARE_BUFFERS = 4
-
-
-@contextmanager
-def _borrowed_buffer() -> Iterator[memoryview]:
-    try:
-        buffer = _buffers.pop()
-    except IndexError:
-        buffer = bytearray(READ_SIZE)
-    with memoryview(buffer) as view:
-        yield view
-    if len(_buffers) < _SPARE_BUFFERS:
-        _buffers.append(buffer)
-
-
-def would_block() -> BlockingIOError:
-    """The error of a plain socket that would have to wait and may not."""
-    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-class Deadline:
-    """The moment at which one call's waiting ends.
-
-    Args:
-        timeout: seconds from now; None never ends; 0 allows no waiting at all (a non-blocking socket).
-    """
-
-    __slots__ = ("_end", "timeout")
-
-    def __init__(self, timeout: float | None) -> None:
-        self.timeout = timeout
-        self._end = None if timeout is None else time.monotonic() + timeout
-
-    def remaining(self) -> float | None:
-        """Seconds left, never negative; None where there is no end."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
-
-    def passed(self) -> OSError:
-        """The error of a plain socket for a wait that ended."""
-        return would_block() if self.timeout == 0 else socket.timeout("timed out")
-
-    def acquire(self, lock: threading.Lock) -> None:
-        """Takes `lock`, waiting for it as long as this call may wait for anything."""
-        if lock.acquire(blocking=False):
-            return
-        remaining = self.remaining()
-        if self.timeout == 0 or not lock.acquire(timeout=-1 if remaining is None else remaining):
-            raise self.passed()
-
-
-class _KernelSocket(_originals.SocketType):
-    """A second Python object for an application's socket. The descriptor is the application's: it is never closed
-    here."""
-
-    def __del__(self) -> None:
-        self.detach()
-
-
-class Transport:
-    """The kernel's side of one socket: operations that never wait, and waiting apart from them.
-
-    Args:
-        fd: descriptor of a stream socket; it stays the caller's.
-        family: its address family.
-    """
-
-    __slots__ = ("_kernel", "family", "fd")
-
-    def __init__(self, fd: int, family: int) -> None:
-        self.fd = fd
-        self.family = family
-        # SOCK_NONBLOCK in the *type* makes the object not wait without touching the descriptor's O_NONBLOCK, which
-        # belongs to the application; MSG_DONTWAIT does the same for each call.
-        self._kernel = _KernelSocket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0), 0, fileno=fd)
-        if not _DONTWAIT:
-            self._kernel.setblocking(False)
-
-    def release(self) -> None:
-        """Lets go of the descriptor: any later operation fails with EBADF."""
-        self.fd = -1
-        self._kernel.detach()
-
-    def peek(self, view: memoryview) -> int | None:
-        """Looks at what has arrived; None if nothing has, 0 at the end of the stream."""
-        try:
-            return self._kernel.recv_into(view, 0, socket.MSG_PEEK | _DONTWAIT)
-        except BlockingIOError:
-            return None
-
-    def take(self, view: memoryview) -> int:
-        """Takes octets that `peek` has shown."""
-        try:
-            return self._kernel.recv_into(view, 0, _DONTWAIT)
-        except BlockingIOError:
-            return 0
-
-    def send(self, octets: Octets) -> int:
-        """Hands over as many octets as the kernel takes; 0 if none."""
-        try:
-            return self._kernel.send(octets, _DONTWAIT | _NOSIGNAL)
-        except BlockingIOError:
-            return 0
-
-    def connect(self, address: tuple[object, ...], deadline: Deadline) -> None:
-        """Connects; leaves the descriptor in non-blocking mode, since connect(2) knows no MSG_DONTWAIT."""
-        os.set_blocking(self.fd, False)
-        code = self._kernel.connect_ex(address)
-        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
-            if not self.wait_writable(deadline):
-                raise socket.timeout("timed out")
-            code = self._kernel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-
-    def shutdown(self, how: int) -> None:
-        self._kernel.shutdown(how)
-
-    def wait_readable(self, deadline: Deadline) -> bool:
-        """Waits for octets, the end, or an error; False if the time ran out first."""
-        return _wait(self.fd, deadline.remaining(), writing=False)
-
-    def wait_writable(self, deadline: Deadline) -> bool:
-        """Waits for room, or an error; False if the time ran out first."""
-        return _wait(self.fd, deadline.remaining(), writing=True)
-
-
-if hasattr(select, "poll"):
-    _poll, _IN, _OUT = select.poll, select.POLLIN, select.POLLOUT
-
-    def _wait(fd: int, seconds: float | None, *, writing: bool) -> bool:
-        if fd < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        poll = _poll()
-        poll.register(fd, _OUT if writing else _IN)
-        # Rounded up: a wait that ends a fraction of a millisecond early would be repeated without waiting.
-        return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
-
-else:
-
-    def _wait(fd: int, seconds: float | None, *, writing: bool) -> bool:
-        ready = _originals.select([] if writing else [fd], [fd] if writing else [], [fd], seconds)
-        return any(ready)
-
-
-def call_within(deadline: Deadline, function: Callable[[], T]) -> T:
-    """Calls a function that waits by itself (a name lookup, a KDC), and stops waiting for it at the deadline.
-
-    At the deadline the call is left behind in its thread; its result is thrown away.
-
-    Raises:
-        socket.timeout: the time ran out. Otherwise what the function raises.
-    """
-    if deadline.timeout is None:
-        return function()
-    outcome: list[Callable[[], T]] = []
-    finished = threading.Lock()
-    finished.acquire()
-
-    def run() -> None:
-        try:
-            value = function()
-        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
-            outcome.append(_raiser(error))
-        else:
-            outcome.append(lambda: value)
-        finally:
-            finished.release()
-
-    _originals.Thread(target=run, name="gsssocks-wait", daemon=True).start()
-    remaining = deadline.remaining()
-    if not finished.acquire(timeout=-1 if remaining is None else remaining):
-        raise socket.timeout("timed out")
-    return outcome[0]()
-
-
-def _raiser(error: BaseException) -> Callable[[], NoReturn]:
-    def fail() -> NoReturn:
-        raise error
-
-    return fail
 
 
 class ProtectedStream:
@@ -407,7 +239,7 @@ class ProtectedStream:
         records = self.records
         if not records.plaintext:
             self._settle(transport)
-        with _borrowed_buffer() as buffer:
+        with _Buffer() as buffer:
             look = max(MIN_READ_SIZE, records.hint, min(2 * size, READ_SIZE))
             view = buffer[: min(look + self._used_up, READ_SIZE)]
             count = transport.peek(view)
@@ -429,7 +261,7 @@ class ProtectedStream:
         keep = 1 if self._records is not None and self._records.plaintext else 0
         if self._used_up <= keep:
             return
-        with _borrowed_buffer() as buffer:
+        with _Buffer() as buffer:
             while self._used_up > keep:
                 taken = transport.take(buffer[: self._used_up - keep])
                 if not taken:
@@ -494,7 +326,7 @@ class ProtectedStream:
             accepted = self._swallow_owed(data)
             while accepted < len(data):
                 chunk = data[accepted : accepted + self.records.max_plaintext]
-                if accepted and deadline.timeout is not None and not _wait(transport.fd, 0, writing=True):
+                if accepted and deadline.timeout is not None and not transport.wait_writable(Deadline(0)):
                     break
                 self.enqueue(chunk)
                 accepted += len(chunk)

@@ -20,8 +20,8 @@ import weakref
 from contextlib import suppress
 from typing import Any, Callable, TypeVar, Union
 
-from ._socket import Attachment, attachment_of
-from ._stream import Deadline
+from ._transport import Deadline
+from ._tunnel import Attachment, attachment_of
 
 __all__ = ["TunnelledTLS", "replace_tls_object", "tls_object"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Callable
 
 from gsssocks._patch import wrap
-from gsssocks._socket import attachment_of
+from gsssocks._tunnel import attachment_of
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -1,0 +1,293 @@
+"""One tunnelled connection: what all its sockets share, which sockets those are, and how it is made.
+
+The registry stands beside the sockets: `socket.socket` has slots and no room for attributes, and a plain socket's
+class can be switched in place only while its layout stays the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, cast
+
+from . import _descriptor, _originals
+from ._negotiation import ClientNegotiation
+from ._protocol import Address, Command, Request
+from ._stream import ProtectedStream
+from ._transport import Deadline, Transport, call_within
+from .exceptions import ProxyConnectionError, proxy_connection_error, proxy_timeout
+
+if TYPE_CHECKING:
+    from ._config import Proxy
+    from ._security import SecurityContext
+
+__all__ = [
+    "Attachment",
+    "Tunnel",
+    "attach",
+    "attachment_of",
+    "attachments",
+    "checked_address",
+    "detach",
+    "establish",
+    "remember",
+    "share_descriptor",
+    "tunnel_for",
+    "tunnel_under",
+]
+
+_INET = (socket.AF_INET, socket.AF_INET6)
+
+
+class Tunnel:
+    """What all sockets of one tunnelled connection share.
+
+    Attributes:
+        proxy: the proxy it goes through.
+        destination: what the proxy was asked to connect to.
+        peername: the address as the application gave it.
+        bound: the proxy's own address towards the target, as the reply gave it.
+        context: the security context.
+        stream: the pump.
+    """
+
+    def __init__(self, proxy: Proxy, destination: Address, peername: tuple[Any, ...]) -> None:
+        self.proxy = proxy
+        self.destination = destination
+        self.peername = peername
+        self.bound: Address | None = None
+        self.context: SecurityContext | None = None
+        self.stream = ProtectedStream()
+        self.kernel_name_shown = False
+        self._connecting_thread: int | None = threading.get_ident()
+        self._settled = threading.Event()
+
+    def settle(self) -> None:
+        """The connection has been made, or could not be."""
+        self._connecting_thread = None
+        self._settled.set()
+
+    def wait_settled(self) -> None:
+        """Waits while another thread is still connecting."""
+        if self._connecting_thread not in (None, threading.get_ident()):
+            self._settled.wait()
+
+
+class Attachment:
+    """One socket object's share in a tunnel.
+
+    Attributes:
+        tls: whether TLS runs over it, begun and not ended by `unwrap()`: then nothing but TLS may send.
+    """
+
+    __slots__ = ("reference", "tls", "transport", "tunnel")
+
+    def __init__(self, sock: socket.socket, tunnel: Tunnel, transport: Transport) -> None:
+        key = id(sock)
+        self.reference = weakref.ref(sock, lambda reference: _drop(key, reference))
+        self.tunnel = tunnel
+        self.transport = transport
+        self.tls = False
+
+
+attachments: dict[int, Attachment] = {}
+"""By id(), since a subclass of socket may define equality as it likes."""
+_tunnels: weakref.WeakValueDictionary[tuple[int, int], Tunnel] = weakref.WeakValueDictionary()
+"""By the kernel socket's identity, for descriptors that come back in another Python object."""
+
+
+def attachment_of(sock: socket.socket) -> Attachment | None:
+    """The socket's share in a tunnel; None for one that is not tunnelled."""
+    return attachments.get(id(sock))
+
+
+def attach(sock: socket.socket, tunnel: Tunnel, transport: Transport) -> None:
+    """Gives a socket object its share in a tunnel."""
+    attachments[id(sock)] = Attachment(sock, tunnel, transport)
+
+
+def detach(sock: socket.socket) -> None:
+    """Takes it away again. The descriptor stays as it is."""
+    attachment = attachments.pop(id(sock), None)
+    if attachment is not None:
+        attachment.transport.release()
+
+
+def _drop(key: int, reference: weakref.ref[socket.socket]) -> None:
+    # The object has gone, and its descriptor has been closed: ours must not be used, or closed, again.
+    attachment = attachments.get(key)
+    if attachment is not None and attachment.reference is reference:
+        del attachments[key]
+        attachment.transport.release()
+
+
+def share_descriptor(attachment: Attachment) -> bool:
+    """Whether another socket object has the same descriptor: `SSLContext.wrap_socket` makes one before it detaches the
+    first."""
+    fd = attachment.transport.fd
+    return any(other is not attachment and other.transport.fd == fd for other in list(attachments.values()))
+
+
+def remember(tunnel: Tunnel, fd: int) -> None:
+    """Lets `tunnel_under` find the tunnel by any descriptor of its kernel socket."""
+    identity = _descriptor.identity(fd)
+    if identity is not None:
+        _tunnels[identity] = tunnel
+
+
+def tunnel_under(fd: int) -> Tunnel | None:
+    """The tunnel whose messages the kernel socket under `fd` carries, if any."""
+    if not _tunnels:
+        return None
+    identity = _descriptor.identity(fd)
+    tunnel = _tunnels.get(identity) if identity is not None else None
+    return tunnel if tunnel is not None and _still_there(tunnel, identity) else None
+
+
+def _still_there(tunnel: Tunnel, identity: tuple[int, int] | None) -> bool:
+    # A descriptor closed behind our back (os.close) leaves an entry whose identity the kernel may give to another
+    # socket.
+    sharing = [attachment for attachment in list(attachments.values()) if attachment.tunnel is tunnel]
+    return not sharing or any(_descriptor.identity(attachment.transport.fd) == identity for attachment in sharing)
+
+
+def tunnel_for(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...]) -> Tunnel:
+    """A tunnel yet to be made, from `sock` through `proxy` to `address` (checked)."""
+    return Tunnel(proxy, _destination(sock, proxy, address), address)
+
+
+def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
+    """The address, if it has the form that the socket's family takes; the exceptions are those of a plain socket."""
+    family = "AF_INET6" if sock.family == socket.AF_INET6 else "AF_INET"
+    if not isinstance(address, tuple):
+        raise TypeError(f"connect(): {family} address must be tuple, not {type(address).__name__}")
+    if not (len(address) == 2 or (sock.family == socket.AF_INET6 and 2 <= len(address) <= 4)):
+        raise TypeError(f"{family} address must be a pair (host, port)")
+    host, port = address[0], address[1]
+    if not isinstance(host, (str, bytes, bytearray)):
+        raise TypeError(f"str, bytes or bytearray expected, not {type(host).__name__}")
+    if not hasattr(port, "__index__"):
+        raise TypeError(f"'{type(port).__name__}' object cannot be interpreted as an integer")
+    if not 0 <= port.__index__() <= 0xFFFF:
+        raise OverflowError("connect(): port must be 0-65535.")
+    return address
+
+
+def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...]) -> Address:
+    host = address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii")
+    port = address[1].__index__()
+    if not host:
+        host = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"  # what "" means to connect(2)
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return Address(host if proxy.remote_dns else _resolved(host, port, sock.family), port)
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return Address(str(mapped or ip), port)
+
+
+def _resolved(host: str, port: int, family: int) -> str:
+    return str(_originals.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4][0])
+
+
+def establish(sock: socket.socket, tunnel: Tunnel) -> None:
+    """From the proxy's name to the granted request, on the descriptor of `sock`, within one deadline."""
+    proxy = tunnel.proxy
+    deadline = _connect_deadline(sock.gettimeout(), proxy.timeout)
+    try:
+        request = Request(Command.CONNECT, tunnel.destination)
+        request.encode()
+    except ValueError as error:
+        raise ProxyConnectionError(
+            errno.EADDRNOTAVAIL, f"cannot ask a proxy for {tunnel.destination}: {error}"
+        ) from error
+    _connect_to_proxy(sock, tunnel, deadline)
+    tunnel.context = _initiator(proxy)
+    negotiation = ClientNegotiation(
+        tunnel.context,
+        request,
+        proxy=str(proxy),
+        level=proxy.level,
+        pipelined=proxy.pipelined,
+        nec=proxy.nec,
+    )
+    tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
+    tunnel.bound = negotiation.bound
+
+
+def _connect_deadline(timeout: float | None, limit: float | None) -> Deadline:
+    # A non-blocking connect waits here all the same: nothing outside this call could carry the negotiation on.
+    if not timeout:
+        return Deadline(limit)
+    return Deadline(timeout if limit is None else min(timeout, limit))
+
+
+def _initiator(proxy: Proxy) -> SecurityContext:
+    # Imported here: gssapi takes time and memory that a program without a tunnel does not owe us.
+    from ._gss import Initiator
+
+    return Initiator(
+        proxy.gss_target,
+        mechanism=proxy.mechanism,
+        delegation=proxy.delegation,
+        principal=proxy.principal,
+        ccache=proxy.ccache,
+        keytab=proxy.keytab,
+    )
+
+
+def _transport(sock: socket.socket) -> Transport:
+    attachment = attachments.get(id(sock))
+    if attachment is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return attachment.transport
+
+
+def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -> None:
+    proxy = tunnel.proxy
+    failure: OSError | None = None
+    try:
+        for family, address in _proxy_addresses(proxy, sock.family, deadline):
+            if failure is not None or family != _transport(sock).family:
+                _renew(sock, tunnel, family)
+            try:
+                return _transport(sock).connect(address, deadline)
+            except socket.timeout:
+                raise
+            except OSError as error:
+                failure = error
+    except socket.timeout:
+        raise proxy_timeout("connecting to the proxy", str(proxy)) from None
+    except OSError as error:
+        failure = error
+    raise proxy_connection_error(
+        failure or OSError(errno.EHOSTUNREACH, "its name has no address"), str(proxy)
+    ) from failure
+
+
+def _proxy_addresses(proxy: Proxy, family: int, deadline: Deadline) -> list[tuple[int, tuple[Any, ...]]]:
+    """The proxy's addresses, those of the socket's own family first: they need no other kernel socket."""
+
+    def look_up() -> list[tuple[Any, ...]]:
+        return cast("list[tuple[Any, ...]]", _originals.getaddrinfo(proxy.host, proxy.port, 0, socket.SOCK_STREAM))
+
+    try:
+        ipaddress.ip_address(proxy.host)
+    except ValueError:
+        found = call_within(deadline, look_up)
+    else:
+        found = look_up()
+    addresses = [(info[0], info[4]) for info in found if info[0] in _INET]
+    return sorted(addresses, key=lambda pair: pair[0] != family)
+
+
+def _renew(sock: socket.socket, tunnel: Tunnel, family: int) -> None:
+    """Another kernel socket of `family` under the descriptor, for another attempt."""
+    fd = _transport(sock).fd
+    detach(sock)
+    _descriptor.replace(fd, family)
+    attach(sock, tunnel, Transport(fd, family))
