@@ -1,0 +1,84 @@
+"""Real peers for every test: a Kerberos realm, Dante in each of its modes, and targets behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from gsssocks.testing import Realm
+from tests.peers.dante import Dante
+from tests.peers.targets import EchoServer, HTTPSServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def realm() -> Iterator[Realm]:
+    """A realm, not activated: alice has a ticket, socks/localhost a keytab."""
+    with Realm() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def dante_confidentiality(realm: Realm) -> Iterator[Dante]:
+    """Dante that accepts level 2 alone."""
+    with Dante(realm, enctype="confidentiality") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def dante_integrity(realm: Realm) -> Iterator[Dante]:
+    """Dante that accepts level 1 alone."""
+    with Dante(realm, enctype="integrity") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def dante_clear(realm: Realm) -> Iterator[Dante]:
+    """Dante that accepts level 0 alone, which RFC 1961 does not have."""
+    with Dante(realm, enctype="clear") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def dante_none(realm: Realm) -> Iterator[Dante]:
+    """Dante without any authentication."""
+    with Dante(realm, enctype=None) as started:
+        yield started
+
+
+@pytest.fixture(params=["integrity", "confidentiality"])
+def dante(request: pytest.FixtureRequest) -> Dante:
+    """Dante at each of the RFC's protection levels, one after the other."""
+    started: Dante = request.getfixturevalue(f"dante_{request.param}")
+    return started
+
+
+@pytest.fixture(scope="session")
+def echo() -> Iterator[EchoServer]:
+    """An echo server on 127.0.0.1, its `address`, and on ::1."""
+    with EchoServer() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def echo_ipv6() -> Iterator[EchoServer]:
+    """An echo server on ::1 alone."""
+    with EchoServer("::1") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def trust() -> trustme.CA:
+    """The certification authority of `https_server`."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def https_server(trust: trustme.CA) -> Iterator[HTTPSServer]:
+    """An HTTPS server on 127.0.0.1, its `address`, and on ::1."""
+    with HTTPSServer(trust) as started:
+        yield started

@@ -1,0 +1,1 @@
+"""Every message a proxy can send, and every way it can fail to send one."""

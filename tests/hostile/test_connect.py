@@ -1,0 +1,103 @@
+"""A proxy that misbehaves before it has granted the request, met in each of the ways to connect."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+import gsssocks
+from gsssocks import GSSSocket, ProxyError
+from gsssocks.testing import ScriptedProxy
+from tests.hostile.misdeeds import MISDEEDS, Misdeed
+
+if TYPE_CHECKING:
+    from gsssocks.testing import Conversation
+    from tests.peers.targets import EchoServer
+
+TARGET = ("secret.target.example", 4711)
+SECRET = b"secret.target"
+ADDRESS = ("192.0.2.77", 4711)
+SECRET_ADDRESS = socket.inet_aton(ADDRESS[0])
+
+every_misdeed = pytest.mark.parametrize("misdeed", MISDEEDS, ids=lambda misdeed: misdeed.name.replace(" ", "-"))
+
+
+def assert_told(error: OSError, misdeed: Misdeed) -> None:
+    assert isinstance(error, ProxyError)
+    assert isinstance(error, misdeed.error)
+    assert isinstance(error, misdeed.plain)
+    assert error.errno == misdeed.errno
+    assert re.search(misdeed.says, str(error)), str(error)
+
+
+def assert_fresh(sock: socket.socket, fd: int, echo: EchoServer) -> None:
+    """The socket is one that has never been connected, and can be."""
+    assert type(sock) is socket.socket
+    assert sock.fileno() == fd
+    with pytest.raises(OSError) as caught:
+        sock.getpeername()
+    assert caught.value.errno == errno.ENOTCONN
+    sock.connect(echo.address)
+    sock.sendall(b"in the clear")
+    assert sock.recv(100) == b"in the clear"
+
+
+@every_misdeed
+def test_create_connection_says_what_went_wrong(misdeed: Misdeed) -> None:
+    with ScriptedProxy(misdeed.script) as proxy, pytest.raises(OSError) as caught:
+        gsssocks.create_connection(TARGET, 20, proxy=proxy.url())
+    assert_told(caught.value, misdeed)
+    assert SECRET not in proxy.received
+
+
+@every_misdeed
+def test_patched_create_connection_says_what_went_wrong(misdeed: Misdeed) -> None:
+    with ScriptedProxy(misdeed.script) as proxy, gsssocks.installed(proxy.url()), pytest.raises(OSError) as caught:
+        socket.create_connection(ADDRESS, 20)
+    assert_told(caught.value, misdeed)
+    assert SECRET_ADDRESS not in proxy.received
+
+
+@every_misdeed
+def test_connect_leaves_a_fresh_socket(misdeed: Misdeed, echo: EchoServer) -> None:
+    with ScriptedProxy(misdeed.script) as proxy, gsssocks.installed(proxy.url()), socket.socket() as sock:
+        sock.settimeout(20)
+        fd = sock.fileno()
+        with pytest.raises(OSError) as caught:
+            sock.connect(TARGET)
+        assert_told(caught.value, misdeed)
+        assert_fresh(sock, fd, echo)
+        assert sock.gettimeout() == 20
+    assert SECRET not in proxy.received
+
+
+@every_misdeed
+def test_connect_ex_returns_the_errno(misdeed: Misdeed, echo: EchoServer) -> None:
+    with ScriptedProxy(misdeed.script) as proxy, gsssocks.installed(proxy.url()), socket.socket() as sock:
+        sock.settimeout(20)
+        fd = sock.fileno()
+        assert sock.connect_ex(TARGET) == misdeed.errno
+        assert_fresh(sock, fd, echo)
+    assert SECRET not in proxy.received
+
+
+@every_misdeed
+def test_gsssocket_can_try_another_proxy(misdeed: Misdeed) -> None:
+    def serve(client: Conversation) -> None:
+        client.open_tunnel()
+        client.echo()
+
+    with ScriptedProxy(misdeed.script) as bad, ScriptedProxy(serve) as good, GSSSocket(proxy=bad.url()) as sock:
+        sock.settimeout(20)
+        fd = sock.fileno()
+        assert sock.connect_ex(TARGET) == misdeed.errno
+        sock.set_proxy(2, good.host, good.port)
+        sock.connect(TARGET)
+        assert sock.fileno() == fd
+        sock.sendall(b"in the tunnel")
+        assert sock.recv(100) == b"in the tunnel"
+    assert SECRET not in bad.received + good.received

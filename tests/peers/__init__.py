@@ -1,0 +1,1 @@
+"""What the tests talk to: real programs and servers on the loopback interface."""
