@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Callable, ClassVar
 
 from . import _originals
 from ._transport import Deadline, Transport, call_within
-from .exceptions import ProtocolError, ProxyError, proxy_timeout, truncated
+from .exceptions import ProtocolError, ProxyError, proxy_connection_error, proxy_timeout, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +136,8 @@ class ProtectedStream:
         except ConnectionError as error:
             # A peer that closes with octets of ours unread resets the connection: it means the same.
             raise error if isinstance(error, ProxyError) else negotiation.ended() from error
+        except OSError as error:
+            raise error if isinstance(error, ProxyError) else proxy_connection_error(error, peer) from error
 
     def _converse(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> None:
         start = negotiation.start
@@ -263,10 +265,19 @@ class ProtectedStream:
             return
         with _Buffer() as buffer:
             while self._used_up > keep:
-                taken = transport.take(buffer[: self._used_up - keep])
-                if not taken:
-                    return
-                self._used_up -= taken
+                taken = self._taken(transport, buffer[: self._used_up - keep])
+                self._used_up = self._used_up - taken if taken else 0
+
+    def _taken(self, transport: Transport, view: memoryview) -> int:
+        """How many octets were taken; 0 after a failure, which is kept: the plaintext that is there comes first."""
+        try:
+            taken = transport.take(view)
+        except OSError as error:
+            self._failure = error
+            return 0
+        if not taken:
+            self._fail(transport, ProtocolError(errno.EPROTO, "somebody else has read from this connection"))
+        return taken
 
     def _end(self) -> None:
         self._ended = True

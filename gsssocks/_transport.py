@@ -103,7 +103,7 @@ class Transport:
             return None
 
     def take(self, view: memoryview) -> int:
-        """Takes octets that `peek` has shown."""
+        """Takes octets that `peek` has shown; returns how many, 0 if they have gone."""
         try:
             return self._kernel.recv_into(view, 0, _DONTWAIT)
         except BlockingIOError:
