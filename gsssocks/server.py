@@ -136,7 +136,7 @@ class _Stopped(Exception):  # noqa: N818  # not a mistake of anybody's
 
 
 class _StopSign:
-    """Ends every wait of every thread at once: the reading end of a pipe, readable for good once the other is closed."""
+    """Ends every wait of every thread: the reading end of a pipe, readable for good once the other is closed."""
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe()
@@ -381,6 +381,7 @@ class _Client:
     # Up to the answer
 
     def _negotiate(self) -> Request:
+        # Imported here: a program that only mentions the server owes nobody the price of gssapi.
         from ._gss import Acceptor
 
         context = Acceptor(keytab=self._terms.keytab)
@@ -389,8 +390,7 @@ class _Client:
         try:
             self._stream.negotiate(self._transport, negotiation, deadline, f"client {self._session.client}")
         except ProxyError:
-            self._transport.send(negotiation.farewell())
-            self._take_leave()
+            self._refuse(negotiation.farewell())
             raise
         finally:
             self._note_context(context)
@@ -416,7 +416,7 @@ class _Client:
         for family, address in call_within(deadline, lambda: _addresses(destination)):
             try:
                 return self._connected(family, address, deadline)
-            except socket.timeout:
+            except socket.timeout:  # noqa: PERF203  # each address fails by itself
                 raise
             except OSError as error:
                 failure = error
@@ -438,15 +438,22 @@ class _Client:
         self._stream.send_all(self._transport, reply, Deadline(self._terms.negotiation_timeout))
         self._session.setup_seconds = time.monotonic() - self._accepted
 
+    def _refuse(self, farewell: bytes) -> None:
+        if farewell:
+            with suppress(OSError):
+                self._transport.send(farewell)
+            self._take_leave()
+
     def _take_leave(self) -> None:
         """Ends our side, and gives the client the time to end its own: octets of the client's that nobody has read
         would turn our close into a reset, which destroys the answer before the client has read it."""
-        self._transport.shutdown(socket.SHUT_WR)
         deadline = Deadline(FAREWELL_SECONDS)
         view = memoryview(bytearray(READ_SIZE))
-        for _ in range(FAREWELL_READS):
-            if not self._transport.wait_readable(deadline) or not self._transport.take(view):
-                return
+        with suppress(OSError):
+            self._transport.shutdown(socket.SHUT_WR)
+            for _ in range(FAREWELL_READS):
+                if not self._transport.wait_readable(deadline) or not self._transport.take(view):
+                    return
 
     # The relay
 
