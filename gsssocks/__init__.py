@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._config import Bypass, Proxy
+from ._config import Bypass, Proxy, Rules
 from ._socket import GSSSocket, create_connection
 from .exceptions import (
     AuthenticationError,
@@ -35,6 +35,7 @@ __all__ = [
     "ProxyConnectionError",
     "ProxyError",
     "ReplyError",
+    "Rules",
     "create_connection",
     "install",
     "installed",

@@ -8,36 +8,33 @@ is not proxied sends and receives with the C functions it always had. The ledger
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import os
 import socket
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import wrapt
 
-from ._config import Bypass, Proxy
-from ._socket import GSSSocket, adopt, connect_code, in_progress, open_tunnel
+from ._config import Settings
+from ._socket import adopt, connect_code, in_progress, open_tunnel
 from ._tunnel import attachment_of, tunnel_under
+from .exceptions import refused_by_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from types import ModuleType
+
+    from ._config import Proxy
+    from ._config.settings import ProxyChoice, RuleChoice
 
 __all__ = ["install", "installed", "uninstall", "wrap"]
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """What an `install()` asked for."""
-
-    proxy: Proxy
-    bypass: Bypass
 
 
 class _Patched(NamedTuple):
@@ -51,31 +48,37 @@ class _Patched(NamedTuple):
 
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
-_rules: _Rules | None = None
+_settings: Settings | None = None
 
 
 def install(
-    proxy: Proxy | str | None = None, *, no_proxy: str | Iterable[str] | None = None, **proxy_options: Any
+    proxy: ProxyChoice = None,
+    *,
+    no_proxy: str | Iterable[str] | None = None,
+    rules: RuleChoice = None,
+    remote_dns: bool | None = None,
+    **proxy_options: Any,
 ) -> None:
-    """Sends every TCP connection that this process makes from now on through `proxy`.
+    """Sends every TCP connection that this process makes from now on through a proxy.
 
     Calling it again changes proxy and rules; connections that exist stay as they are.
 
     Args:
-        proxy: a `Proxy`, a URL (`socks5h://[principal@]host[:port][?option=value&…]`), or None for the one that the
-            environment names (`GSSSOCKS_PROXY`, else `ALL_PROXY`).
-        no_proxy: destinations to reach directly: see `Bypass`. None is what `GSSSOCKS_NO_PROXY` or `NO_PROXY` says,
-            if the proxy comes from the environment, and otherwise loopback alone; an empty list is nothing.
+        proxy: a `Proxy`, a URL (`socks5h://[principal@]host[:port][?option=value&…]`), several of these (tried in
+            order), or None for what the environment names (`GSSSOCKS_PROXY`, else `ALL_PROXY`), or the file
+            `GSSSOCKS_CONFIG`.
+        no_proxy: destinations to reach directly: see `Bypass`. None is what environment or file say, else loopback; an
+            empty list is nothing.
+        rules: what becomes of a connection, by its destination: see `Rules`. They come before `no_proxy`.
+        remote_dns: whether a program that resolves names itself gets placeholder addresses for those that go through
+            the proxy; None goes by the scheme (socks5h).
         proxy_options: arguments of `Proxy`, over those in the URL.
 
     Raises:
-        ValueError, TypeError: something is wrong; the message quotes it. Nothing has been changed then.
+        ValueError, TypeError: something is wrong; the message quotes it and says where it comes from. Nothing has been
+            changed then.
     """
-    rules = _Rules(
-        _chosen_proxy(proxy, proxy_options),
-        Bypass(_environ_no_proxy() if proxy is None and no_proxy is None else no_proxy),
-    )
-    _activate(rules)
+    _activate(Settings.load(proxy, no_proxy=no_proxy, rules=rules, remote_dns=remote_dns, **proxy_options))
 
 
 def uninstall() -> None:
@@ -84,44 +87,23 @@ def uninstall() -> None:
 
 
 @contextmanager
-def installed(
-    proxy: Proxy | str | None = None, *, no_proxy: str | Iterable[str] | None = None, **proxy_options: Any
-) -> Iterator[None]:
+def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
     """`install()` for the time of a with statement; afterwards what was installed before, or nothing."""
-    before = _rules
-    install(proxy, no_proxy=no_proxy, **proxy_options)
+    before = _settings
+    install(proxy, **options)
     try:
         yield
     finally:
         _activate(before)
 
 
-def _chosen_proxy(proxy: Proxy | str | None, options: dict[str, Any]) -> Proxy:
-    if proxy is None:
-        return Proxy.from_environ(**options)
-    if isinstance(proxy, str):
-        return Proxy.from_url(proxy, **options)
-    if not isinstance(proxy, Proxy):
-        raise TypeError(f"proxy must be a Proxy, a URL or None, not {type(proxy).__name__}")
-    if options:
-        raise TypeError(f"a Proxy has its options already; give {', '.join(options)} to it")
-    return proxy
-
-
-def _environ_no_proxy() -> str | None:
-    for variable in ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy"):
-        if variable in os.environ:
-            return os.environ[variable]
-    return None
-
-
-def _activate(rules: _Rules | None) -> None:
-    global _rules  # one process has one `socket` module, and one set of rules for it
+def _activate(settings: Settings | None) -> None:
+    global _settings
     with _lock:
-        if rules is not None and not _ledger:
+        if settings is not None and not _ledger:
             _patch()
-        _rules = rules
-        if rules is None:
+        _settings = settings
+        if settings is None:
             _restore()
 
 
@@ -219,10 +201,10 @@ def _sendfile(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...
 def _connect(
     wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    proxy = _proxy_for(instance, args)
-    if proxy is None:
+    route = _route(instance, args)
+    if route is None:
         return wrapped(*args, **kwargs)
-    _tunnel(instance, proxy, args[0])
+    _tunnel(instance, route, args[0])
     if instance.gettimeout() == 0:
         raise in_progress()
 
@@ -230,11 +212,11 @@ def _connect(
 def _connect_ex(
     wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> int:
-    proxy = _proxy_for(instance, args)
-    if proxy is None:
-        return wrapped(*args, **kwargs)
     try:
-        _tunnel(instance, proxy, args[0])
+        route = _route(instance, args)
+        if route is None:
+            return wrapped(*args, **kwargs)
+        _tunnel(instance, route, args[0])
     except socket.gaierror:
         raise
     except OSError as error:
@@ -242,8 +224,8 @@ def _connect_ex(
     return errno.EINPROGRESS if instance.gettimeout() == 0 else 0
 
 
-def _tunnel(sock: socket.socket, proxy: Proxy, address: object) -> None:
-    open_tunnel(sock, proxy, address)
+def _tunnel(sock: socket.socket, route: Sequence[Proxy], address: object) -> None:
+    open_tunnel(sock, route, address)
     if hasattr(sock, "_sslobj"):
         from ._tls import replace_tls_object
 
@@ -256,23 +238,42 @@ def _wrap_socket(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ..
     return tls_object(instance, *args, **kwargs) or wrapped(*args, **kwargs)
 
 
-def _proxy_for(sock: socket.socket, args: tuple[Any, ...]) -> Proxy | None:
-    """The proxy a connect is to go through; None for what is reached directly, and for what is refused anyway."""
-    rules = _rules
-    if rules is None or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+def _route(sock: socket.socket, args: tuple[Any, ...]) -> Sequence[Proxy] | None:
+    """The proxies a connect is to go through; None for what is reached directly, and for what the kernel refuses
+    anyway.
+
+    Raises:
+        ProxyError: a rule refuses the destination.
+    """
+    settings = _settings
+    if settings is None or sock.family not in _INET or sock.type != socket.SOCK_STREAM:
         return None
-    if isinstance(sock, GSSSocket) and attachment_of(sock) is not None:
+    if attachment_of(sock) is not None:
         return None  # connected already: the kernel says so
-    if len(args) != 1 or not isinstance(args[0], tuple) or len(args[0]) < 2:
+    destination = _host_and_port(sock, args)
+    if destination is None:
         return None  # not an address: the original method says so
-    host, port = args[0][:2]
-    if not hasattr(port, "__index__"):
+    decision = settings.rules.decide(*destination)
+    if decision.action == "refuse":
+        raise refused_by_rule("{}:{}".format(*destination), decision.rule)
+    return _proxies(settings.proxies, decision.protection) if decision.action == "proxy" else None
+
+
+def _host_and_port(sock: socket.socket, args: tuple[Any, ...]) -> tuple[str, int] | None:
+    if len(args) != 1 or not isinstance(args[0], tuple) or len(args[0]) < 2:
         return None
+    host, port = args[0][:2]
     if isinstance(host, (bytes, bytearray)):
         host = bytes(host).decode("ascii", "replace")
-    if isinstance(host, str) and rules.bypass.covers(host or _ANY[sock.family], port.__index__()):
+    if not isinstance(host, str) or not hasattr(port, "__index__"):
         return None
-    return rules.proxy
+    return host or _ANY[sock.family], port.__index__()
 
 
+@functools.lru_cache(maxsize=16)
+def _proxies(proxies: tuple[Proxy, ...], protection: str | None) -> tuple[Proxy, ...]:
+    return proxies if protection is None else tuple(replace(proxy, protection=protection) for proxy in proxies)
+
+
+_INET = (socket.AF_INET, socket.AF_INET6)
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # what "" means to connect(2)

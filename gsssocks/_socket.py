@@ -47,7 +47,7 @@ from ._tunnel import (
 from .exceptions import ProxyConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from socket import _SendableFile
 
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -112,9 +112,12 @@ def _switched(base: type) -> type:
     return switched
 
 
-def open_tunnel(sock: socket.socket, proxy: Proxy, address: Any) -> None:
-    """Connects `sock` to `address` through `proxy`, in place: same object, same descriptor; its class becomes a
-    subclass of it.
+def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, name: str | None = None) -> None:
+    """Connects `sock` to `address` through the first of `proxies` that answers, in place: same object, same descriptor;
+    its class becomes a subclass of it.
+
+    Args:
+        name: what to ask the proxy for instead, where the address is a placeholder for it.
 
     Raises:
         OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
@@ -122,7 +125,7 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, address: Any) -> None:
     """
     if _is_connected(sock):
         return _originals.SocketType.connect(sock, address)  # EISCONN, from the kernel
-    tunnel = tunnel_for(sock, proxy, checked_address(sock, address))
+    tunnel = tunnel_for(sock, proxies, checked_address(sock, address), name)
     was = type(sock)
     fd = _originals.SocketType.fileno(sock)
     local = _originals.SocketType.getsockname(sock)
@@ -252,7 +255,7 @@ class GSSSocket(socket.socket):
     # Connecting
 
     def connect(self, address: Any) -> None:
-        open_tunnel(self, self._proxy(), address)
+        open_tunnel(self, [self._proxy()], address)
         if self.gettimeout() == 0:
             raise in_progress()
 

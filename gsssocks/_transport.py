@@ -50,6 +50,11 @@ class Deadline:
         """Seconds left, never negative; None where there is no end."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
+    def share(self, parts: int) -> Deadline:
+        """An earlier moment: the first of `parts` equal parts of what is left."""
+        remaining = self.remaining()
+        return Deadline(None if remaining is None else remaining / parts)
+
     def passed(self) -> OSError:
         """The error of a plain socket for a wait that ended."""
         return would_block() if self.timeout == 0 else socket.timeout("timed out")

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,8 @@ from ._transport import Deadline, Transport, call_within
 from .exceptions import ProxyConnectionError, proxy_connection_error, proxy_timeout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._config import Proxy
     from ._security import SecurityContext
 
@@ -47,7 +50,8 @@ class Tunnel:
     """What all sockets of one tunnelled connection share.
 
     Attributes:
-        proxy: the proxy it goes through.
+        proxies: the proxies to try.
+        proxy: the one it goes through, once it is made.
         destination: what the proxy was asked to connect to.
         peername: the address as the application gave it.
         bound: the proxy's own address towards the target, as the reply gave it.
@@ -55,8 +59,9 @@ class Tunnel:
         stream: the pump.
     """
 
-    def __init__(self, proxy: Proxy, destination: Address, peername: tuple[Any, ...]) -> None:
-        self.proxy = proxy
+    def __init__(self, proxies: Sequence[Proxy], destination: Address, peername: tuple[Any, ...]) -> None:
+        self.proxies = proxies
+        self.proxy = proxies[0]
         self.destination = destination
         self.peername = peername
         self.bound: Address | None = None
@@ -155,9 +160,15 @@ def _still_there(tunnel: Tunnel, identity: tuple[int, int] | None) -> bool:
     return not sharing or any(_descriptor.identity(attachment.transport.fd) == identity for attachment in sharing)
 
 
-def tunnel_for(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...]) -> Tunnel:
-    """A tunnel yet to be made, from `sock` through `proxy` to `address` (checked)."""
-    return Tunnel(proxy, _destination(sock, proxy, address), address)
+def tunnel_for(
+    sock: socket.socket, proxies: Sequence[Proxy], address: tuple[Any, ...], name: str | None = None
+) -> Tunnel:
+    """A tunnel yet to be made, from `sock` through the first of `proxies` that answers to `address` (checked).
+
+    Args:
+        name: what the address stands for, where it is a placeholder.
+    """
+    return Tunnel(proxies, _destination(sock, proxies[0], address, name), address)
 
 
 def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
@@ -177,15 +188,15 @@ def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
     return address
 
 
-def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...]) -> Address:
-    host = address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii")
+def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...], name: str | None) -> Address:
+    host = name or (address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii"))
     port = address[1].__index__()
     if not host:
         host = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"  # what "" means to connect(2)
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
-        return Address(host if proxy.remote_dns else _resolved(host, port, sock.family), port)
+        return Address(host if name or proxy.remote_dns else _resolved(host, port, sock.family), port)
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return Address(str(mapped or ip), port)
 
@@ -196,8 +207,7 @@ def _resolved(host: str, port: int, family: int) -> str:
 
 def establish(sock: socket.socket, tunnel: Tunnel) -> None:
     """From the proxy's name to the granted request, on the descriptor of `sock`, within one deadline."""
-    proxy = tunnel.proxy
-    deadline = _connect_deadline(sock.gettimeout(), proxy.timeout)
+    deadline = _connect_deadline(sock.gettimeout(), tunnel.proxy.timeout)
     try:
         request = Request(Command.CONNECT, tunnel.destination)
         request.encode()
@@ -205,7 +215,8 @@ def establish(sock: socket.socket, tunnel: Tunnel) -> None:
         raise ProxyConnectionError(
             errno.EADDRNOTAVAIL, f"cannot ask a proxy for {tunnel.destination}: {error}"
         ) from error
-    _connect_to_proxy(sock, tunnel, deadline)
+    _connect_to_a_proxy(sock, tunnel, deadline)
+    proxy = tunnel.proxy
     tunnel.context = _initiator(proxy)
     negotiation = ClientNegotiation(
         tunnel.context,
@@ -217,6 +228,34 @@ def establish(sock: socket.socket, tunnel: Tunnel) -> None:
     )
     tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
     tunnel.bound = negotiation.bound
+
+
+def _connect_to_a_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -> None:
+    """Connects to the first proxy that answers, those last in vain behind the others; each has its share of the
+    time."""
+    candidates = sorted(tunnel.proxies, key=_is_resting)
+    for left, proxy in zip(range(len(candidates), 0, -1), candidates):
+        tunnel.proxy = proxy
+        try:
+            _connect_to_proxy(sock, tunnel, deadline if left == 1 else deadline.share(left))
+        except ProxyConnectionError:
+            _resting[proxy.host, proxy.port] = time.monotonic() + REST
+            if left == 1:
+                raise
+            _renew(sock, tunnel, sock.family)
+        else:
+            _resting.pop((proxy.host, proxy.port), None)
+            return
+
+
+REST = 30.0
+"""Seconds for which a proxy that could not be reached stands behind the others."""
+_resting: dict[tuple[str, int], float] = {}
+"""Until when, by time.monotonic()."""
+
+
+def _is_resting(proxy: Proxy) -> bool:
+    return _resting.get((proxy.host, proxy.port), 0.0) > time.monotonic()
 
 
 def _connect_deadline(timeout: float | None, limit: float | None) -> Deadline:

@@ -21,6 +21,7 @@ __all__ = [
     "ReplyError",
     "proxy_connection_error",
     "proxy_timeout",
+    "refused_by_rule",
     "reply_error",
     "truncated",
 ]
@@ -79,6 +80,10 @@ class _ProxyResetError(ProxyConnectionError, ConnectionResetError):
 
 
 class _ProxyTimeoutError(ProxyConnectionError, socket.timeout):
+    pass
+
+
+class _ForbiddenError(ProxyError, PermissionError):
     pass
 
 
@@ -152,6 +157,13 @@ def proxy_timeout(phase: str, proxy: str) -> ProxyConnectionError:
     The message starts as a plain socket's does ("timed out"), for programs that look.
     """
     return _ProxyTimeoutError(errno.ETIMEDOUT, f"timed out while {phase} (proxy {proxy})")
+
+
+def refused_by_rule(target: str, rule: str) -> ProxyError:
+    """The error for a destination that our own configuration forbids; also a `PermissionError`."""
+    return _ForbiddenError(
+        errno.EACCES, f"connections to {target} are refused by the rule {rule!r} of this program's set-up"
+    )
 
 
 def truncated(message: str) -> ProtocolError:

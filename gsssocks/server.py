@@ -30,7 +30,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Protocol, cast
 
 from . import _originals
-from ._config import PROTECTION_LEVELS, Proxy
+from ._config import Proxy
+from ._config.proxy import PROTECTION_LEVELS
 from ._negotiation import NO_ADDRESS, ServerNegotiation
 from ._protocol import Address, Command, ProtectionLevel, Reply
 from ._record import ProtectedRecords
@@ -416,7 +417,7 @@ class _Client:
         for family, address in call_within(deadline, lambda: _addresses(destination)):
             try:
                 return self._connected(family, address, deadline)
-            except socket.timeout:  # noqa: PERF203  # each address fails by itself
+            except socket.timeout:
                 raise
             except OSError as error:
                 failure = error

@@ -74,7 +74,7 @@ def _receive(sock: socket.socket, octets: int) -> None:
 
 
 def upload(port: int, octets: int, piece: int) -> dict[str, float]:
-    """Sends `octets` to the sink, `piece` a call, and waits for it to say that all are there."""
+    """Sends `octets`, a multiple of `piece`, to the sink, `piece` a call, and waits for it to say that all are there."""
     with socket.create_connection((_HOST, port)) as sock:
         _upload(sock, _WARM_UP, piece)
         watch = Stopwatch()

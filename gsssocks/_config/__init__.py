@@ -1,0 +1,9 @@
+"""Which proxy, on what terms, and for which destinations. No sockets, no lookups."""
+
+from __future__ import annotations
+
+from .proxy import PROTECTION_LEVELS, Proxy
+from .rules import UNPROXIED_BY_DEFAULT, Bypass, Decision, Rules
+from .settings import Settings
+
+__all__ = ["PROTECTION_LEVELS", "UNPROXIED_BY_DEFAULT", "Bypass", "Decision", "Proxy", "Rules", "Settings"]

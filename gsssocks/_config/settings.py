@@ -1,0 +1,237 @@
+"""What `install()` is to do, gathered from its arguments, the URL, the environment and a file, in that order of
+strength."""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from .proxy import URL_OPTIONS, Proxy, environ_options, environ_url, parsed_option
+from .rules import Bypass, Rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["ProxyChoice", "RuleChoice", "Settings"]
+
+ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
+"""A proxy or several, tried in order: a `Proxy`, a URL, a comma-separated string of URLs, or an iterable of these."""
+RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
+
+_NO_PROXY_VARIABLES = ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy")
+_FILE_OPTIONS = ("url", "no_proxy", "remote_dns", *URL_OPTIONS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything `install()` needs to know.
+
+    Attributes:
+        proxies: tried in order.
+        rules: what becomes of a connection, by its destination.
+        remote_dns: whether programs that resolve names themselves get placeholder addresses for those that go through a
+            proxy.
+        sources: for each thing that was said, where: "argument", "proxy URL", a variable's or a file's name.
+    """
+
+    proxies: tuple[Proxy, ...]
+    rules: Rules
+    remote_dns: bool
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        proxy: ProxyChoice = None,
+        *,
+        no_proxy: str | Iterable[str] | None = None,
+        rules: RuleChoice = None,
+        remote_dns: bool | None = None,
+        environ: Mapping[str, str] | None = None,
+        **proxy_options: object,
+    ) -> Settings:
+        """The settings from all sources.
+
+        Args:
+            proxy: None is what `GSSSOCKS_PROXY` or `ALL_PROXY` names, else the file.
+            no_proxy: None is what `GSSSOCKS_NO_PROXY` says, else the file, else, where the proxy is not an argument,
+                `NO_PROXY`, else loopback.
+            rules: see `Rules`; None is what `GSSSOCKS_RULES` says, else the file.
+            remote_dns: None is what `GSSSOCKS_REMOTE_DNS` says, else the file, else the scheme of the first proxy.
+            environ: None is `os.environ`. `GSSSOCKS_CONFIG` is the file's path.
+            proxy_options: arguments of `Proxy`, for every proxy.
+
+        Raises:
+            ValueError, TypeError: something is wrong; the message quotes it and names its source.
+        """
+        return _Sources(os.environ if environ is None else environ).settings(
+            cls, proxy, no_proxy, rules, remote_dns, proxy_options
+        )
+
+
+class _Sources:
+    """The weaker sources, and what was taken from where."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._path = environ.get("GSSSOCKS_CONFIG", "")
+        self._file = _read(self._path) if self._path else configparser.ConfigParser()
+        self.said: dict[str, str] = {}
+
+    def settings(
+        self,
+        cls: type[Settings],
+        proxy: ProxyChoice,
+        no_proxy: str | Iterable[str] | None,
+        rules: RuleChoice,
+        remote_dns: bool | None,  # the caller's argument as it came
+        options: dict[str, object],
+    ) -> Settings:
+        proxies = self._proxies(proxy, options)
+        bypass = self._bypass(no_proxy, by_argument=proxy is not None)
+        return cls(
+            proxies=proxies,
+            rules=self._rules(rules, bypass),
+            remote_dns=self._remote_dns(proxies[0], remote_dns),
+            sources=self.said,
+        )
+
+    def _option(self, name: str) -> str:
+        return self._file.get("proxy", name, fallback="").strip()
+
+    def _file_source(self, name: str) -> str:
+        return f"{self._path} [proxy] {name}"
+
+    def _proxies(self, proxy: ProxyChoice, options: dict[str, object]) -> tuple[Proxy, ...]:
+        source, chosen = self._chosen(proxy)
+        self.said["proxy"] = source
+        for name in options:
+            self.said[name] = "argument"
+        defaults = self._defaults()
+        try:
+            return tuple(_proxy(one, defaults, options) for one in chosen)
+        except (TypeError, ValueError) as error:
+            raise error if source == "argument" else type(error)(f"{source}: {error}") from error
+
+    def _chosen(self, proxy: ProxyChoice) -> tuple[str, list[str | Proxy]]:
+        if proxy is not None:
+            return "argument", _listed(proxy)
+        variable, url = environ_url(self._environ)
+        if url:
+            return f"environment variable {variable}", _listed(url)
+        if self._option("url"):
+            return self._file_source("url"), _listed(self._option("url"))
+        raise ValueError(
+            "no proxy given: pass one, or set GSSSOCKS_PROXY=socks5h://host:port (or ALL_PROXY), or url= in the file "
+            "that GSSSOCKS_CONFIG names"
+        )
+
+    def _defaults(self) -> dict[str, object]:
+        """What the environment says of every proxy, and for the rest, the file."""
+        found: dict[str, object] = {}
+        for name in URL_OPTIONS:
+            if self._option(name):
+                found[name] = parsed_option(name, self._option(name), self._file_source(name))
+                self.said[name] = self._file_source(name)
+        for name, (value, variable) in environ_options(self._environ).items():
+            found[name] = value
+            self.said[name] = f"environment variable {variable}"
+        return found
+
+    def _bypass(self, no_proxy: str | Iterable[str] | None, *, by_argument: bool) -> Bypass:
+        if no_proxy is not None:
+            self.said["no_proxy"] = "argument"
+            return Bypass(no_proxy)
+        # A general NO_PROXY belongs to a proxy that the environment names; it says nothing about one named in the
+        # program.
+        variables = _NO_PROXY_VARIABLES[:1] if by_argument else _NO_PROXY_VARIABLES
+        for variable in variables:
+            if variable in self._environ:
+                return self._named("no_proxy", f"environment variable {variable}", self._environ[variable])
+        if self._file.has_option("proxy", "no_proxy"):
+            return self._named("no_proxy", self._file_source("no_proxy"), self._option("no_proxy"))
+        return Bypass()
+
+    def _named(self, name: str, source: str, text: str) -> Bypass:
+        self.said[name] = source
+        try:
+            return Bypass(text)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    def _rules(self, rules: RuleChoice, bypass: Bypass) -> Rules:
+        source, chosen = "argument", rules
+        if chosen is None and "GSSSOCKS_RULES" in self._environ:
+            source, chosen = "environment variable GSSSOCKS_RULES", self._environ["GSSSOCKS_RULES"]
+        if chosen is None and self._file.has_section("rules"):
+            source, chosen = f"{self._path} [rules]", dict(self._file.items("rules"))
+        if chosen is not None:
+            self.said["rules"] = source
+        try:
+            return Rules(chosen, bypass)
+        except ValueError as error:
+            raise error if source == "argument" else ValueError(f"{source}: {error}") from error
+
+    def _remote_dns(self, first: Proxy, remote_dns: bool | None) -> bool:  # noqa: FBT001
+        if remote_dns is not None:
+            self.said["remote_dns"] = "argument"
+            return remote_dns
+        for source, text in (
+            ("environment variable GSSSOCKS_REMOTE_DNS", self._environ.get("GSSSOCKS_REMOTE_DNS", "")),
+            (self._file_source("remote_dns"), self._option("remote_dns")),
+        ):
+            if text:
+                self.said["remote_dns"] = source
+                return bool(parsed_option("remote_dns", text, source))
+        return first.remote_dns
+
+
+def _listed(proxy: str | Proxy | Iterable[str | Proxy]) -> list[str | Proxy]:
+    if isinstance(proxy, Proxy):
+        return [proxy]
+    if isinstance(proxy, str):
+        return [url.strip() for url in proxy.split(",") if url.strip()] or [proxy]
+    try:
+        listed = list(proxy)
+    except TypeError:
+        raise TypeError(f"proxy must be a Proxy, a URL or None, not {type(proxy).__name__}") from None
+    if not listed:
+        raise ValueError("the list of proxies is empty")
+    return listed
+
+
+def _proxy(one: str | Proxy, defaults: dict[str, object], options: dict[str, object]) -> Proxy:
+    if not isinstance(one, Proxy):
+        return Proxy.from_url(one, defaults=defaults, **options)
+    if options:
+        raise TypeError(f"a Proxy has its options already; give {', '.join(options)} to it")
+    return one
+
+
+def _read(path: str) -> configparser.ConfigParser:
+    # No interpolation: a "%" in a URL is just that. Only "=" divides, since a destination may hold a colon.
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), default_section="")
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep case
+    try:
+        parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise ValueError(f"cannot read the file that GSSSOCKS_CONFIG names, {path!r}: {error}") from error
+    for section in parser.sections():
+        _check_known(path, "section", section, ("proxy", "rules"))
+    if parser.has_section("proxy"):
+        for name in parser.options("proxy"):
+            _check_known(path, "option", name, _FILE_OPTIONS)
+    return parser
+
+
+def _check_known(path: str, what: str, name: str, known: Iterable[str]) -> None:
+    known = tuple(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+    raise ValueError(f"{path}: unknown {what} {name!r}{hint}")
