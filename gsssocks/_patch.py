@@ -220,7 +220,7 @@ def _connect_ex(
     except socket.gaierror:
         raise
     except OSError as error:
-        return connect_code(error)
+        return connect_code(instance, error)
     return errno.EINPROGRESS if instance.gettimeout() == 0 else 0
 
 

@@ -265,7 +265,7 @@ class GSSSocket(socket.socket):
         except socket.gaierror:
             raise
         except OSError as error:
-            return connect_code(error)
+            return connect_code(self, error)
         return 0
 
     def _proxy(self) -> Proxy:
@@ -445,9 +445,9 @@ def in_progress() -> BlockingIOError:
     return BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
 
 
-def connect_code(error: OSError) -> int:
+def connect_code(sock: socket.socket, error: OSError) -> int:
     """What connect_ex() returns for an error of connect()."""
-    if isinstance(error, socket.timeout) and isinstance(error, ProxyConnectionError):
+    if sock.gettimeout() and isinstance(error, socket.timeout) and isinstance(error, ProxyConnectionError):
         return errno.EAGAIN  # what a plain socket returns when its timeout runs out
     return error.errno or errno.EIO
 

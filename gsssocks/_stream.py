@@ -142,7 +142,11 @@ class ProtectedStream:
     def _converse(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> None:
         start = negotiation.start
         self._send_plainly(transport, call_within(deadline, start) if negotiation.may_block else start(), deadline)
+        looks = 0
         while not negotiation.complete:
+            looks += 1
+            if deadline.is_past(looks):
+                raise socket.timeout("timed out")
             self._send_plainly(transport, self._hear(transport, negotiation, deadline), deadline)
 
     def _hear(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> bytes:
@@ -227,13 +231,18 @@ class ProtectedStream:
         plaintext = self.records.plaintext
         if more and plaintext and len(plaintext) < size and not self._failure:
             self._unprotect_arrived(transport, size)
+        looks = 0
         while not plaintext:
             self._check_not_failed()
             if self._ended:
                 return
             if self._unprotect_arrived(transport, size):
-                continue
-            if deadline.timeout == 0 or not transport.wait_readable(deadline):
+                # A peer may send without end what is no data (empty messages): that must not outlast the deadline
+                # either.
+                looks += 1
+                if not plaintext and not self._ended and deadline.is_past(looks):
+                    raise deadline.passed()
+            elif deadline.timeout == 0 or not transport.wait_readable(deadline):
                 raise deadline.passed()
 
     def _unprotect_arrived(self, transport: Transport, size: int) -> bool:

@@ -33,6 +33,10 @@ def would_block() -> BlockingIOError:
     return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
+MAX_TRIES = 16
+"""Looks into the kernel by a call that may not wait, while octets keep coming that are no data."""
+
+
 class Deadline:
     """The moment at which one call's waiting ends.
 
@@ -54,6 +58,13 @@ class Deadline:
         """An earlier moment: the first of `parts` equal parts of what is left."""
         remaining = self.remaining()
         return Deadline(None if remaining is None else remaining / parts)
+
+    def is_past(self, tries: int) -> bool:
+        """Whether a call that has tried `tries` times without waiting must give up. The first time is always
+        allowed."""
+        if self._end is None:
+            return False
+        return tries >= MAX_TRIES if self.timeout == 0 else tries > 1 and time.monotonic() >= self._end
 
     def passed(self) -> OSError:
         """The error of a plain socket for a wait that ended."""

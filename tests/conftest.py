@@ -9,6 +9,7 @@ import trustme
 
 from gsssocks.testing import Realm
 from tests.peers.dante import Dante
+from tests.peers.routes import SameAsPlain, tunnelled
 from tests.peers.targets import EchoServer, HTTPSServer
 
 if TYPE_CHECKING:
@@ -82,3 +83,16 @@ def https_server(trust: trustme.CA) -> Iterator[HTTPSServer]:
     """An HTTPS server on 127.0.0.1, its `address`, and on ::1."""
     with HTTPSServer(trust) as started:
         yield started
+
+
+@pytest.fixture
+def through_dante(realm: Realm, dante_confidentiality: Dante) -> Iterator[Dante]:
+    """gsssocks is installed: every TCP connection of this process goes through a Dante at level 2."""
+    with tunnelled(realm, dante_confidentiality):
+        yield dante_confidentiality
+
+
+@pytest.fixture
+def same_as_plain(realm: Realm, dante_confidentiality: Dante) -> SameAsPlain:
+    """Calls a function without a proxy and with one; the outcome must be the same."""
+    return SameAsPlain(realm, dante_confidentiality)

@@ -24,8 +24,8 @@ ASIDE = "testing"
 FLOORS: dict[str, int] = {
     name: floor
     for floor, names in {
-        10: ["", "cli", "__main__", "_startup"],
-        9: ["adapters"],
+        10: ["", "cli", "__main__", "_inject", "_injection"],
+        9: ["adapters", "_startup"],
         8: ["_patch"],
         7: ["_tls", "_resolver", "server"],
         6: ["_socket"],
@@ -38,7 +38,7 @@ FLOORS: dict[str, int] = {
     }.items()
     for name in names
 }
-NEIGHBOURS = {("_gss", "_security"), ("__main__", "cli")}
+NEIGHBOURS = {("_gss", "_security"), ("__main__", "cli"), ("cli", "_injection"), ("_inject", "_startup")}
 
 # Third-party packages whose rooms are fixed; any other has at most one.
 ROOMS = {"gssapi": {"_gss"}, "wrapt": {"_patch"}, "socks": {"exceptions", "adapters.pysocks"}}

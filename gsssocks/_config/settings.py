@@ -88,7 +88,7 @@ class _Sources:
         proxy: ProxyChoice,
         no_proxy: str | Iterable[str] | None,
         rules: RuleChoice,
-        remote_dns: bool | None,  # the caller's argument as it came
+        remote_dns: bool | None,  # noqa: FBT001
         options: dict[str, object],
     ) -> Settings:
         proxies = self._proxies(proxy, options)

@@ -1,0 +1,66 @@
+"""What runs before the first line of a program that `gsssocks run` or the `.pth` file has injected us into.
+
+It decides fail-closed: a program whose operator demanded a proxy does not start without one. It imports as little as
+it can: what gevent and its like have to patch first (ssl, asyncio) is not loaded by us.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+
+__all__ = ["CHILDREN", "EX_CONFIG", "INJECT", "start"]
+
+INJECT = "GSSSOCKS_INJECT"
+"""Environment variable that asks for injection: "1", or "warn" to go on without a proxy, with a warning, if it
+fails."""
+CHILDREN = "GSSSOCKS_CHILDREN"
+"""Environment variable: "0" keeps the injection from the children of the program."""
+EX_CONFIG = 78
+"""Exit status for a set-up that cannot work (sysexits.h)."""
+
+
+def start() -> None:
+    """Installs the patch if the environment asks for it. May be called more than once: `.pth` and sitecustomize both
+    do.
+
+    Never raises: site would print the error and let the program run on, past the proxy. Ends the process instead.
+    """
+    asked = os.environ.get(INJECT, "")
+    if asked in ("", "0") or "gsssocks._patch" in sys.modules:
+        return
+    if os.environ.get(CHILDREN) == "0":
+        del os.environ[INJECT]
+    try:
+        _import_wrapt()
+        from ._patch import install
+
+        install()
+    except Exception as error:  # noqa: BLE001  # whatever it is, the program must not run past the proxy
+        _refuse(error, asked)
+
+
+def _import_wrapt() -> None:
+    """Imports wrapt without asyncio, which it loads, and with it ssl: it gets a stand-in that loads asyncio when
+    used."""
+    if "asyncio" in sys.modules or "wrapt" in sys.modules:
+        return
+    standin = ModuleType("asyncio")
+    standin.__getattr__ = lambda name: getattr(import_module("asyncio"), name)  # type: ignore[method-assign]
+    sys.modules["asyncio"] = standin
+    try:
+        import_module("wrapt")
+    finally:
+        del sys.modules["asyncio"]
+
+
+def _refuse(error: Exception, asked: str) -> None:
+    sys.stderr.write(f"gsssocks: {error}\n")
+    if asked == "warn":
+        sys.stderr.write(f"gsssocks: {INJECT}=warn: going on without a proxy\n")
+        return
+    sys.stderr.write(f"gsssocks: the program is not started; {INJECT}=warn would start it without a proxy\n")
+    sys.stderr.flush()
+    os._exit(EX_CONFIG)

@@ -1,0 +1,68 @@
+"""The same program on two routes: past the proxy, and through it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+
+import gsssocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gsssocks.testing import Realm
+    from tests.peers.dante import Dante
+
+__all__ = ["Outcome", "SameAsPlain", "tunnelled"]
+
+
+@contextmanager
+def tunnelled(realm: Realm, dante: Dante) -> Iterator[None]:
+    """Every TCP connection of this process goes through `dante`, which must have granted one at least in the end."""
+    granted = dante.connections()
+    with realm.activate(), gsssocks.installed(dante.url(protection=dante._enctype), no_proxy=[]):
+        yield
+    assert dante.connections() > granted, "no connection went through the proxy"
+
+
+class Failure(NamedTuple):
+    """What a program can find out about an exception."""
+
+    kind: type[BaseException]
+    errno: Optional[int]  # noqa: UP007 - NamedTuple evaluates it on 3.9
+    text: str
+    details: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What became of a call: a value or a failure."""
+
+    value: Any
+    failure: Optional[Failure]  # noqa: UP007 - NamedTuple evaluates it on 3.9
+
+
+_DETAILS = ("reason", "library", "verify_code", "verify_message")  # of ssl.SSLError and its subclasses
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    """What became of a call."""
+    try:
+        return Outcome(call(), None)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
+        details = {name: getattr(error, name) for name in _DETAILS if hasattr(error, name)}
+        return Outcome(None, Failure(type(error), getattr(error, "errno", None), str(error), details))
+
+
+class SameAsPlain:
+    """Calls a function without a proxy, then with every connection through `dante`: the outcome must be the same."""
+
+    def __init__(self, realm: Realm, dante: Dante) -> None:
+        self._realm = realm
+        self._dante = dante
+
+    def __call__(self, scenario: Callable[[], Any]) -> Outcome:
+        plain = outcome(scenario)
+        with tunnelled(self._realm, self._dante):
+            through = outcome(scenario)
+        assert through == plain
+        return plain
