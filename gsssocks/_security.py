@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-__all__ = ["Granted", "SecurityContext", "Unwrapped"]
+__all__ = ["MECHANISMS", "Granted", "SecurityContext", "Unwrapped"]
+
+
+MECHANISMS: Mapping[str, str] = {
+    "krb5": "1.2.840.113554.1.2.2",
+    "spnego": "1.3.6.1.5.5.2",
+    "ntlmssp": "1.3.6.1.4.1.311.2.2.10",
+}
+"""Mechanisms that may be asked for by name; any other by its OID in dotted form."""
 
 
 class Granted(NamedTuple):

@@ -201,9 +201,10 @@ class GSSSocket(socket.socket):
         *,
         proxy: Proxy | str | None = None,
     ) -> None:
+        chosen = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy
         super().__init__(family, type, proto, fileno)
-        if proxy is not None:
-            _chosen_proxies[self] = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy
+        if chosen is not None:
+            _chosen_proxies[self] = chosen
         if fileno is not None:
             adopt(self)
 

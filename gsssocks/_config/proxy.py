@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from gsssocks._protocol import ProtectionLevel
+from gsssocks._security import MECHANISMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,6 +75,8 @@ class Proxy:
         for name in ("target_name", "mechanism", "ccache", "keytab", "principal"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
+        _check_host(self.host)
+        _check_mechanism(self.mechanism)
         _check_choice("protection", self.protection, PROTECTION_LEVELS)
         _check_choice("delegation", self.delegation, DELEGATIONS)
         for name in ("nec", "pipelined", "remote_dns"):
@@ -223,6 +226,21 @@ def _check_text(name: str, value: object) -> None:
         raise ValueError(f"proxy {name} must not be empty or hold spaces: {value!r}")
 
 
+def _check_host(host: str) -> None:
+    try:
+        encoded = host.rstrip(".").encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"proxy host is no host name: {host!r} ({error})") from None
+    if len(encoded) > 253:
+        raise ValueError(f"proxy host is longer than a host name can be: {host!r}")
+
+
+def _check_mechanism(mechanism: str | None) -> None:
+    if mechanism is None or mechanism.lower() in MECHANISMS or _OID.fullmatch(mechanism):
+        return
+    raise ValueError(f"proxy mechanism must be one of {', '.join(MECHANISMS)}, or a dotted OID, not {mechanism!r}")
+
+
 def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"proxy {name} must be one of {', '.join(choices)}, not {value!r}")
@@ -255,4 +273,5 @@ def parsed_option(name: str, text: str, source: str) -> object:
 
 URL_OPTIONS: tuple[str, ...] = tuple(option.name for option in fields(Proxy) if option.metadata.get("url"))
 """The options that may be given as text: in a URL, a variable or a file."""
+_OID = re.compile(r"\d+(\.\d+)+")
 _PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")

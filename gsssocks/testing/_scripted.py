@@ -267,6 +267,7 @@ class ScriptedProxy:
 
     Attributes:
         conversations: one for each client so far.
+        port: its TCP port.
     """
 
     host = "localhost"
@@ -279,6 +280,7 @@ class ScriptedProxy:
         self._keytab = keytab
         self._cut_after = cut_after
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
         self._players: list[threading.Thread] = []
         self._failures: list[BaseException] = []
         self._last: object = None
@@ -305,11 +307,6 @@ class ScriptedProxy:
             player.join()
         if self._failures:
             raise self._failures[0]
-
-    @property
-    def port(self) -> int:
-        """Its TCP port."""
-        return int(self._listener.getsockname()[1])
 
     @property
     def received(self) -> bytes:

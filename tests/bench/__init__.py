@@ -1,5 +1,5 @@
-"""What the tunnel costs, measured side by side: `python -m tests.bench --help`. Nothing here is collected by pytest, and no
-time is ever asserted.
+"""What the tunnel costs, measured side by side: `python -m tests.bench --help`. Nothing here is collected by pytest,
+and no time is ever asserted.
 
     __main__    the command
     plan        which clients run which workload, and what is read off it

@@ -1,5 +1,5 @@
-"""A proxy's end of the tunnel that leaves no work for the clock: messages are wrapped before it starts, and unwrapped after
-it has stopped. So what is measured is the client alone. It grants every request and is the target itself.
+"""A proxy's end of the tunnel that leaves no work for the clock: messages are wrapped before it starts, and unwrapped
+after it has stopped. So what is measured is the client alone. It grants every request and is the target itself.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .stage import Stage
 
-__all__ = ["TABLES", "Contestant", "Metric", "Scale", "Trial", "trials"]
+__all__ = ["DANTE", "FULL_SCALE", "QUICK_SCALE", "TABLES", "Contestant", "Metric", "Scale", "Trial", "trials"]
 
 GSSSOCKS = "gsssocks"
 DANTE = "Dante's client"
@@ -77,12 +77,14 @@ class Trial:
         name: what `--rows` chooses by.
         table: a key of `TABLES`.
         contestants: starts what they need.
+        rounds: how often each of them runs.
     """
 
     name: str
     table: str
     metrics: Sequence[Metric]
     contestants: Callable[[Stage], Sequence[Contestant]]
+    rounds: int
 
 
 def trials(scale: Scale) -> Iterator[Trial]:
@@ -105,6 +107,7 @@ def _through_dante(level: str, scale: Scale) -> Iterator[Trial]:
         _bulk_metrics("download", level),
         _on_target("download", octets=octets),
         Task("unwrap", full),
+        rounds=scale.rounds,
     )
     yield _race(
         f"upload-{level}",

@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .plan import TABLES, Metric
+from .plan import DANTE, TABLES, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .plan import Trial
 
-__all__ = ["Row", "as_data", "as_markdown", "rows_of"]
+__all__ = ["Row", "as_data", "as_markdown", "rows_of", "shortfalls"]
+
+MEMORY_BAR_KIB = 24
 
 EXPLANATION = (
-    'Medians of runs in turn, each in a fresh process. A ratio "vs X" is the median over the rounds of gsssocks\'s result to '
-    "X's in the same round, turned round where less is better: **above 1, gsssocks is better than X**. MB and GB are powers "
-    "of ten."
+    'Medians of runs in turn, each in a fresh process. A ratio "vs X" compares gsssocks with X in the same round, and '
+    "is turned round where less is better, so that **above 1 gsssocks is better than X**; it too is a median. MB and GB "
+    "are powers of ten."
 )
 
 
@@ -78,6 +80,21 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """A table for each kind of trial, and what to know to read them."""
     tables = [_table(TABLES[key], [row for row in rows if row.table == key]) for key in TABLES]
     return "\n\n".join([EXPLANATION, *filter(None, tables)]) + f"\n\n{_machine_line()}\n"
+
+
+def shortfalls(rows: Sequence[Row]) -> list[str]:
+    """The rows in which Dante's client is not beaten, or a connection takes more memory than it may."""
+    behind = [
+        f"{row.metric.title}: {row.ratio(DANTE):.2f} of {DANTE}"
+        for row in rows
+        if DANTE in row.samples and row.ratio(DANTE) <= 1
+    ]
+    heavy = [
+        f"{row.metric.title}: {row.median(row.subject):.1f} KiB, more than {MEMORY_BAR_KIB}"
+        for row in rows
+        if row.table == "memory" and row.median(row.subject) > MEMORY_BAR_KIB
+    ]
+    return behind + heavy
 
 
 def _table(title: str, rows: Sequence[Row]) -> str:

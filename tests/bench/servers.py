@@ -1,6 +1,7 @@
 """Source, sink and echo in one process, on 127.0.0.1. They do as little as possible, since the clock is the client's.
 
-A connection begins with a command (`command`): a letter and two numbers. After a download or an upload another may follow.
+A connection begins with a command (`command`): a letter and two numbers. After a download or an upload another may
+follow.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def serve(handle: Callable[[socket.socket], None]) -> None:
-    """Listens, prints the port, and hands each connection to `handle` in a thread of its own, until standard input ends."""
+    """Listens, prints the port, and hands each connection to `handle` in its own thread, until standard input ends."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     threading.Thread(target=_accept, args=(listener, handle), daemon=True).start()
     sys.stdout.write(f"{listener.getsockname()[1]}\n")

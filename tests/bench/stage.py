@@ -1,5 +1,5 @@
-"""What the clients need around them: a realm, Dante, and the servers, each in a process of its own and started when first
-asked for."""
+"""What the clients need around them: a realm, Dante, and the servers, each in a process of its own and started when
+first asked for."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Stage"]
 
 _CHECKOUT = Path(__file__).parents[2]
+_RUN_LIMIT_SECONDS = 300
 
 
 class Stage:
@@ -93,6 +94,7 @@ route {{
 
         Raises:
             RuntimeError: it failed; the message has what it wrote.
+            subprocess.TimeoutExpired: it hangs.
         """
         done = subprocess.run(
             [sys.executable, "-m", "tests.bench.client", json.dumps(asdict(task))],
@@ -101,6 +103,7 @@ route {{
             capture_output=True,
             text=True,
             check=False,
+            timeout=_RUN_LIMIT_SECONDS,
         )
         if done.returncode:
             raise RuntimeError(f"{task} ended with {done.returncode}:\n{done.stderr}")

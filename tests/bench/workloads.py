@@ -18,7 +18,7 @@ from .servers import DOWNLOAD, ECHO, UPLOAD, command
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Stopwatch", "WORKLOADS", "Workload"]
+__all__ = ["WORKLOADS", "Stopwatch", "Workload"]
 
 Workload = Callable[..., "dict[str, float]"]
 
@@ -74,7 +74,7 @@ def _receive(sock: socket.socket, octets: int) -> None:
 
 
 def upload(port: int, octets: int, piece: int) -> dict[str, float]:
-    """Sends `octets`, a multiple of `piece`, to the sink, `piece` a call, and waits for it to say that all are there."""
+    """Sends `octets` to the sink, `piece` a call (which divides it), and waits for it to say that all are there."""
     with socket.create_connection((_HOST, port)) as sock:
         _upload(sock, _WARM_UP, piece)
         watch = Stopwatch()
@@ -119,7 +119,7 @@ def connect(port: int, connections: int) -> dict[str, float]:
 
 
 def idle_memory(port: int, connections: int) -> dict[str, float]:
-    """Growth of the resident set, KiB a connection: untouched ones, and the same after 64 KiB through each, both ways."""
+    """Growth of the resident set, KiB a connection: at first, and after 64 KiB through each of them, both ways."""
     held = list(_connections(port, 20))
     before = _resident_kib()
     held += _connections(port, connections)
