@@ -6,7 +6,10 @@ and `unwrap`. One `wrap` and one `unwrap` may run at the same time; two of a kin
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["MECHANISMS", "Granted", "SecurityContext", "Unwrapped"]
 
