@@ -422,6 +422,8 @@ class ServerNegotiation(Negotiation):
         for _ in range(MAX_CONTEXT_TOKENS):
             message = yield from self._listen(TokenMessage)
             self._check_type(message, MessageType.CONTEXT)
+            if not message.token:
+                raise AuthenticationError(errno.EPROTO, "the client sent an empty context token")
             token = self._context.step(message.token)
             if self._context.complete:
                 self._check_authorized()

@@ -61,6 +61,7 @@ __all__ = [
     "create_connection",
     "in_progress",
     "open_tunnel",
+    "tunnelled_class",
     "use_raw",
 ]
 
@@ -92,10 +93,10 @@ def adopt(sock: socket.socket) -> bool:
 
 def _switch(sock: socket.socket) -> None:
     if not isinstance(sock, GSSSocket):
-        sock.__class__ = _switched(type(sock))
+        sock.__class__ = tunnelled_class(type(sock))
 
 
-def _switched(base: type) -> type:
+def tunnelled_class(base: type) -> type:
     """The subclass of `base` whose socket methods are ours: they stand just above `socket.socket` in the resolution
     order, so a subclass that overrides recv() and calls super().recv() meets them next."""
     switched = _switched_classes.get(base)
@@ -397,11 +398,22 @@ class GSSSocket(socket.socket):
     def detach(self) -> int:
         attachment = attachments.get(id(self))
         if attachment is None:
-            return super().detach()
+            return self._detach_unproxied()
         if not share_descriptor(attachment):
             _make_plain(self)
         detach(self)
         return super().detach()
+
+    def _detach_unproxied(self) -> int:
+        unconnected = self not in _relayed and not self._closed and not _is_connected(self)  # type: ignore[attr-defined]
+        # Detached in any case: `SSLContext.wrap_socket` has made a socket of the descriptor before, which closes it.
+        fd = super().detach()
+        if unconnected:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "a GSSSocket that is not connected would lose its proxy: connect it first, then wrap or detach it",
+            )
+        return fd
 
     def dup(self) -> GSSSocket:
         attachment = attachments.get(id(self))
@@ -538,7 +550,27 @@ def create_connection(
         OSError: `ProxyError` and its subclasses for what the proxy is the cause of.
     """
     chosen = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
-    sock = GSSSocket(socket.AF_INET, socket.SOCK_STREAM, proxy=chosen)
+    failure: OSError | None = None
+    for candidate in _candidates(address, chosen):
+        try:
+            return _connected(candidate, timeout, source_address, chosen)
+        except OSError as error:
+            failure = error
+    raise failure or OSError(errno.EHOSTUNREACH, f"{address[0]} has no address")
+
+
+def _candidates(address: tuple[str, int], proxy: Proxy) -> list[tuple[Any, ...]]:
+    """The addresses to try: the name itself where the proxy resolves it, else what it resolves to here."""
+    if proxy.remote_dns:
+        return [address]
+    host, port = address
+    return [info[4] for info in _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM)]
+
+
+def _connected(
+    address: tuple[Any, ...], timeout: float | None, source_address: tuple[str, int] | None, proxy: Proxy
+) -> GSSSocket:
+    sock = GSSSocket(socket.AF_INET6 if len(address) > 2 else socket.AF_INET, socket.SOCK_STREAM, proxy=proxy)
     try:
         if timeout is not _DEFAULT_TIMEOUT:
             sock.settimeout(timeout)

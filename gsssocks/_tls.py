@@ -18,12 +18,14 @@ import ssl
 import threading
 import weakref
 from contextlib import suppress
+from functools import cache
 from typing import Any, Callable, TypeVar, Union
 
+from ._socket import tunnelled_class
 from ._transport import Deadline
 from ._tunnel import Attachment, attachment_of
 
-__all__ = ["TunnelledTLS", "replace_tls_object", "tls_object"]
+__all__ = ["TunnelledTLS", "carry", "replace_tls_object", "tls_object", "wrap_socket"]
 
 T = TypeVar("T")
 
@@ -61,6 +63,83 @@ def replace_tls_object(sock: socket.socket) -> None:
     sock._sslobj = tls_object(  # type: ignore[attr-defined]
         sock.context, sock, False, sock.server_hostname, owner=sock, session=session
     )
+
+
+def wrap_socket(
+    context: ssl.SSLContext,
+    sock: socket.socket,
+    *,
+    server_side: bool = False,
+    do_handshake_on_connect: bool = True,
+    suppress_ragged_eofs: bool = True,
+    server_hostname: str | None = None,
+    session: ssl.SSLSession | None = None,
+) -> ssl.SSLSocket:
+    """`context.wrap_socket` for a tunnelled socket, with nothing patched: TLS works in this process, without a relay.
+
+    Raises:
+        OSError, ValueError: as `context.wrap_socket`; `sock` has been taken over, and closed, then.
+    """
+    # OpenSSL's object for the descriptor, which ssl makes first, is exchanged before it has read or written.
+    wrapped: ssl.SSLSocket = tunnelled_class(_own_class(context))._create(  # type: ignore[attr-defined]
+        sock=sock,
+        server_side=server_side,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=suppress_ragged_eofs,
+        server_hostname=server_hostname,
+        context=context,
+        session=session,
+    )
+    try:
+        wrapped._sslobj = tls_object(  # type: ignore[attr-defined]
+            context, wrapped, server_side, wrapped.server_hostname, owner=wrapped, session=session
+        )
+        wrapped.do_handshake_on_connect = do_handshake_on_connect  # type: ignore[attr-defined]
+        if do_handshake_on_connect:
+            if wrapped.gettimeout() == 0:
+                raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
+            wrapped.do_handshake()
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped
+
+
+def carry(context: ssl.SSLContext) -> None:
+    """Has `context.wrap_socket` do what `wrap_socket` does whenever the socket is tunnelled, with nothing patched.
+
+    That rides on `SSLContext.sslsocket_class`; any other socket is wrapped as before. Calling it again does nothing.
+    """
+    if not issubclass(context.sslsocket_class, _Choosing):
+        # mypy compares the class with Hashable by the methods of its instances.
+        context.sslsocket_class = _choosing_class(context.sslsocket_class)  # type: ignore[arg-type]
+
+
+def _own_class(context: ssl.SSLContext) -> type[ssl.SSLSocket]:
+    own = context.sslsocket_class
+    return own.otherwise if issubclass(own, _Choosing) else own
+
+
+class _Choosing(ssl.SSLSocket):
+    """An `sslsocket_class` that makes sockets of one class or another, never of its own.
+
+    Attributes:
+        otherwise: the class for sockets that are not tunnelled.
+    """
+
+    otherwise: type[ssl.SSLSocket] = ssl.SSLSocket
+
+    @classmethod
+    def _create(cls, sock: socket.socket, *, context: ssl.SSLContext, **arguments: Any) -> ssl.SSLSocket:
+        if attachment_of(sock) is not None:
+            return wrap_socket(context, sock, **arguments)
+        created: ssl.SSLSocket = cls.otherwise._create(sock, context=context, **arguments)  # type: ignore[attr-defined]
+        return created
+
+
+@cache
+def _choosing_class(otherwise: type[ssl.SSLSocket]) -> type[_Choosing]:
+    return type(otherwise.__name__, (_Choosing,), {"otherwise": otherwise})
 
 
 class TunnelledTLS:

@@ -390,7 +390,7 @@ class _Client:
         deadline = Deadline(self._terms.negotiation_timeout)
         try:
             self._stream.negotiate(self._transport, negotiation, deadline, f"client {self._session.client}")
-        except ProxyError:
+        except Exception:
             self._refuse(negotiation.farewell())
             raise
         finally:
@@ -600,13 +600,17 @@ class ProxyServer:
     def url(self, **options: Any) -> str:
         """The URL by which a client on this machine uses it.
 
-        Its host is the one given to the class; but an address that is this machine's own, or every one, shows as
-        "localhost", since service principals bear names.
+        Its host is the one given to the class. But service principals bear names: an address that is this machine's
+        own, or every one, shows as "localhost", or leads to a `target_name` for that.
 
         Args:
             options: further arguments of `Proxy`, such as `protection` or `service`.
         """
-        return Proxy(_name_for_clients(self._host), self.port, **options).url
+        host = _name_for_clients(self._host)
+        if ":" in host:
+            # There are machines where "localhost" has no IPv6 address.
+            options.setdefault("target_name", f"{options.get('service', 'socks')}@localhost")
+        return Proxy(host, self.port, **options).url
 
     def start(self) -> None:
         """Begins to listen.
@@ -745,4 +749,6 @@ def _name_for_clients(host: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host
-    return "localhost" if address.is_loopback or address.is_unspecified else host
+    if not (address.is_loopback or address.is_unspecified):
+        return host
+    return "localhost" if address.version == 4 else "::1"

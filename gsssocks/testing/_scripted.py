@@ -106,11 +106,16 @@ class Conversation:
 
     def grant_level(self, level: int | None = None) -> int:
         """Reads the protection level asked for, answers with `level` (None: the same); returns the one asked for."""
-        _, token = self.hear_message()
-        (asked,) = self.context.unwrap(token).data
+        asked = self.hear_level()
         granted = asked if level is None else level
         self.send_message(MessageType.LEVEL, self.wrap(bytes([granted]), confidential=False))
         self.use_level(granted)
+        return asked
+
+    def hear_level(self) -> int:
+        """Reads the protection level asked for, and returns it. Part of `grant_level`."""
+        _, token = self.hear_message()
+        (asked,) = self.context.unwrap(token).data
         return asked
 
     def use_level(self, level: int) -> None:

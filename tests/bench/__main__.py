@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .plan import FULL_SCALE, QUICK_SCALE, Trial, trials
-from .report import Row, as_data, as_markdown, rows_of
+from .report import Row, as_data, as_markdown, rows_of, shortfalls
 from .stage import Stage
 
 if TYPE_CHECKING:
@@ -25,14 +25,17 @@ def main() -> None:
     if arguments.rounds:
         scale = replace(scale, rounds=arguments.rounds)
     chosen = [trial for trial in trials(scale) if _wanted(trial, arguments.rows)]
+    if not chosen:
+        sys.exit("no trial has such a name: see --list")
     if arguments.list:
         sys.stdout.writelines(f"{trial.name}\n" for trial in chosen)
         return
     rows: list[Row] = []
     with Stage() as stage:
         for trial in chosen:
-            rows += _measured(trial, stage, scale.rounds)
+            rows += _measured(trial, stage, min(scale.rounds, trial.most_rounds or scale.rounds))
     sys.stdout.write(as_markdown(rows))
+    sys.stderr.writelines(f"below the bar: {line}\n" for line in shortfalls(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps(as_data(rows), indent=1))
 

@@ -22,8 +22,8 @@ MEMORY_BAR_KIB = 24
 
 EXPLANATION = (
     'Medians of runs in turn, each in a fresh process. A ratio "vs X" compares gsssocks with X in the same round, and '
-    "is turned round where less is better, so that **above 1 gsssocks is better than X**; it too is a median. MB and GB "
-    "are powers of ten."
+    "is turned round where less is better, so that **above 1 gsssocks is better than X**; it too is a median. "
+    "MB and GB are powers of ten."
 )
 
 

@@ -51,7 +51,7 @@ def before_context(client: Conversation) -> None:
 def before_level(client: Conversation) -> None:
     client.choose_method()
     client.establish_context()
-    client.hear_message()
+    client.hear_level()
 
 
 def before_reply(client: Conversation) -> None:
