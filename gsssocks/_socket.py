@@ -537,6 +537,7 @@ def create_connection(
     source_address: tuple[str, int] | None = None,
     *,
     proxy: Proxy | str | None = None,
+    socket_options: Iterable[tuple[int, int, int | bytes]] = (),
 ) -> GSSSocket:
     """A socket connected to `address` through a proxy; `socket.create_connection` with a proxy.
 
@@ -545,6 +546,7 @@ def create_connection(
         timeout: seconds for this and each later operation; None never ends; absent is `socket.getdefaulttimeout()`.
         source_address: local host and port to bind to, on the way to the proxy.
         proxy: a `Proxy`, a URL, or None for the one the environment names.
+        socket_options: arguments of `setsockopt`, applied before connecting (as with PySocks and urllib3).
 
     Raises:
         OSError: `ProxyError` and its subclasses for what the proxy is the cause of.
@@ -552,10 +554,24 @@ def create_connection(
     chosen = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
     failure: OSError | None = None
     for candidate in _candidates(address, chosen):
+        # As many families as there are addresses: the kernel socket's own family is the proxy's.
+        sock = GSSSocket(socket.AF_INET6 if len(candidate) > 2 else socket.AF_INET, socket.SOCK_STREAM, proxy=chosen)
         try:
-            return _connected(candidate, timeout, source_address, chosen)
+            if timeout is not _DEFAULT_TIMEOUT:
+                sock.settimeout(timeout)
+            for option in socket_options:
+                sock.setsockopt(*option)
+            if source_address:
+                sock.bind(source_address)
+            sock.connect(candidate)
         except OSError as error:
             failure = error
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
     raise failure or OSError(errno.EHOSTUNREACH, f"{address[0]} has no address")
 
 
@@ -565,19 +581,3 @@ def _candidates(address: tuple[str, int], proxy: Proxy) -> list[tuple[Any, ...]]
         return [address]
     host, port = address
     return [info[4] for info in _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM)]
-
-
-def _connected(
-    address: tuple[Any, ...], timeout: float | None, source_address: tuple[str, int] | None, proxy: Proxy
-) -> GSSSocket:
-    sock = GSSSocket(socket.AF_INET6 if len(address) > 2 else socket.AF_INET, socket.SOCK_STREAM, proxy=proxy)
-    try:
-        if timeout is not _DEFAULT_TIMEOUT:
-            sock.settimeout(timeout)
-        if source_address:
-            sock.bind(source_address)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -558,7 +558,7 @@ class TestLimits:
             began = time.monotonic()
             client.send(said)
             received(client.stream)
-            assert 0.25 < time.monotonic() - began < 2
+            assert 0.25 < time.monotonic() - began < 10
             assert "timed out" in str(last_session(proxy).error)
 
     def test_time_is_counted_from_the_start(self) -> None:
@@ -569,7 +569,7 @@ class TestLimits:
             client.stream.settimeout(0.02)
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 send_slowly(client)
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
 
     def test_authenticated_clients_are_not_limited(self, echo: EchoServer) -> None:
         with serving(negotiation_timeout=0.2) as proxy, through(proxy, echo.address) as client:
@@ -842,7 +842,7 @@ class TestStop:
 
             began = time.monotonic()
             proxy.stop()
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 10
             assert not server_threads()
             assert all(session.ended.is_set() for session in proxy.sessions)
             for client in clients:

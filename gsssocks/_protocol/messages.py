@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 from gsssocks.exceptions import ProtocolError
@@ -94,7 +94,7 @@ class UserPassword:
     """VER, ULEN, UNAME, PLEN, PASSWD (RFC 1929, section 2); name and password have 1 to 255 octets each."""
 
     username: bytes
-    password: bytes
+    password: bytes = field(repr=False)
 
     def encode(self) -> bytes:
         for what, value in (("user name", self.username), ("password", self.password)):

@@ -10,7 +10,7 @@ for scheme in ("http://", "https://"):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.request import getproxies
 
 from requests.adapters import HTTPAdapter
@@ -51,21 +51,21 @@ class GSSSocksAdapter(HTTPAdapter):
     the cause of; the error that a `GSSSocket` raises is in the chain of their causes.
     """
 
-    __attrs__ = [*HTTPAdapter.__attrs__, "proxy"]
+    __attrs__: ClassVar[list[str]] = [*HTTPAdapter.__attrs__, "proxy"]
 
     def __init__(self, proxy: Proxy | str | None = None, **options: Any) -> None:
         self.proxy = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
         super().__init__(**options)
 
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """requests' hook: makes the pools."""
-        super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
+        super().init_poolmanager(*args, **kwargs)
         self.poolmanager = GSSSocksPoolManager(
-            self.proxy, num_pools=connections, maxsize=maxsize, block=block, **pool_kwargs
+            self.proxy, self._pool_connections, **self.poolmanager.connection_pool_kw
         )
 
-    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> NoReturn:
-        """requests' hook for a request that asks for another proxy: there is none.
+    def proxy_manager_for(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """requests' hook for a request that asks for another proxy.
 
         Raises:
             requests.exceptions.InvalidProxyURL: always.
@@ -79,9 +79,9 @@ class GSSSocksAdapter(HTTPAdapter):
     def send(
         self,
         request: PreparedRequest,
-        stream: bool = False,
+        stream: bool = False,  # noqa: FBT001, FBT002 - the signature is requests'
         timeout: Any = None,
-        verify: bool | str = True,
+        verify: bool | str = True,  # noqa: FBT001, FBT002
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> Response:
@@ -92,7 +92,7 @@ class GSSSocksAdapter(HTTPAdapter):
         """
         # The session has put what the environment names among `proxies`. On a redirect it may have taken the password
         # for that proxy, too, which is none of the target's business.
-        if select_proxy(request.url, proxies) in getproxies().values():
+        if select_proxy(request.url or "", proxies) in [None, *getproxies().values()]:
             proxies = None
         request.headers.pop("Proxy-Authorization", None)
         return super().send(request, stream, timeout, verify, cert, proxies)
