@@ -22,6 +22,7 @@ The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "ke
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import socket
 import weakref
@@ -304,20 +305,22 @@ class GSSSocket(socket.socket):
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendmsg(buffers, ancdata, flags, address)
-        if list(ancdata):
+        if address is not None:
+            checked_address(self, address)  # and then ignored, as TCP does
+        if _control_messages(ancdata):
             raise OSError(errno.EINVAL, "ancillary data cannot be sent through a proxy")
         return self.send(_gathered(buffers, attachment.tunnel.stream.records.max_plaintext, self.gettimeout()), flags)
 
     def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
             return super().sendfile(file, offset, count)
-        # os.sendfile() would hand the file to the kernel's socket, unprotected.
-        return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
+        return self._sendfile_use_sendfile(file, offset, count)
 
     def _sendfile_use_sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
             return cast("int", super()._sendfile_use_sendfile(file, offset, count))  # type: ignore[misc]
-        raise socket._GiveupOnSendfile(OSError(errno.EOPNOTSUPP, "not on a tunnelled socket"))  # type: ignore[attr-defined]
+        # os.sendfile() would hand the file to the kernel's socket, unprotected.
+        return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
 
     # Receiving
 
@@ -515,6 +518,19 @@ def _room(view: memoryview, nbytes: int, method: str) -> int:
 def _check_ancillary_size(size: int, method: str) -> None:
     if size < 0:
         raise ValueError(f"invalid ancillary data buffer length in {method}()")
+
+
+def _control_messages(ancdata: Iterable[Any]) -> int:
+    """How many there are; the exceptions for malformed ones are a plain socket's."""
+    count = 0
+    for item in ancdata:
+        try:
+            level, kind, octets = item
+        except (TypeError, ValueError):
+            raise TypeError("sendmsg() argument 2 must be an iterable of (level, type, data)") from None
+        operator.index(level), operator.index(kind), memoryview(octets)
+        count += 1
+    return count
 
 
 def _gathered(buffers: Iterable[ReadableBuffer], max_plaintext: int, timeout: float | None) -> bytearray:

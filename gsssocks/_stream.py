@@ -343,6 +343,10 @@ class ProtectedStream:
         with self._my_turn(deadline):
             if not self.flush(transport, deadline):
                 raise deadline.passed()
+            if self._owed is not None and deadline.timeout == 0 and not transport.wait_writable(deadline):
+                # It all fitted since, but no more does: a caller that sends until it may not would go on in small
+                # pieces.
+                raise deadline.passed()
             accepted = self._swallow_owed(data)
             while accepted < len(data):
                 chunk = data[accepted : accepted + self.records.max_plaintext]
@@ -430,14 +434,14 @@ class ProtectedStream:
         if how in (socket.SHUT_RD, socket.SHUT_RDWR):
             self._no_more_reading = True
         if how != socket.SHUT_RD and not self._flushed(transport):
-            self._finish_later(transport, lambda late: late.shutdown(how))
+            self._finish_later(transport, lambda late: self._shut_down_late(late, how))
             return
         transport.shutdown(how)
 
     def let_go(self, transport: Transport) -> None:
         """To be called before the last descriptor is closed: what is in line still leaves."""
         if not self._failure and not self._flushed(transport):
-            self._finish_later(transport, lambda _: None)
+            self._finish_later(transport, self._linger)
         transport.release()
 
     def _flushed(self, transport: Transport) -> bool:
@@ -446,14 +450,27 @@ class ProtectedStream:
         except OSError:
             return True  # the connection is gone, and with it whoever was to receive this
 
-    def _finish_later(self, transport: Transport, afterwards: Callable[[Transport], None]) -> None:
+    def _shut_down_late(self, late: Transport, how: int) -> None:
+        if self.flush(late, Deadline(LINGER)):
+            late.shutdown(how)
+
+    def _linger(self, late: Transport) -> None:
+        """Sends what is in line, unless data arrives that nobody will read: the kernel answers that with a reset on
+        close, as for any socket, and a peer that waits for its reader is not kept waiting."""
+        deadline = Deadline(LINGER)
+        one = memoryview(bytearray(1))
+        while not self.flush(late, Deadline(0)):
+            seen = late.peek(one)
+            if seen or not (late.wait_either(deadline) if seen is None else late.wait_writable(deadline)):
+                return
+
+    def _finish_later(self, transport: Transport, finishing: Callable[[Transport], None]) -> None:
         fd = os.dup(transport.fd)
         late = Transport(fd, transport.family)
 
         def finish() -> None:
             with suppress(OSError):
-                self.flush(late, Deadline(LINGER))
-                afterwards(late)
+                finishing(late)
             late.release()
             os.close(fd)
 

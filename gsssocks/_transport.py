@@ -148,28 +148,32 @@ class Transport:
 
     def wait_readable(self, deadline: Deadline) -> bool:
         """Waits for octets, the end, or an error; False if the time ran out first."""
-        return _wait(self.fd, deadline.remaining(), writing=False)
+        return _wait(self.fd, deadline.remaining(), reading=True)
 
     def wait_writable(self, deadline: Deadline) -> bool:
         """Waits for room, or an error; False if the time ran out first."""
         return _wait(self.fd, deadline.remaining(), writing=True)
 
+    def wait_either(self, deadline: Deadline) -> bool:
+        """Waits for octets, the end, room, or an error; False if the time ran out first."""
+        return _wait(self.fd, deadline.remaining(), reading=True, writing=True)
+
 
 if hasattr(select, "poll"):
     _poll, _IN, _OUT = select.poll, select.POLLIN, select.POLLOUT
 
-    def _wait(fd: int, seconds: float | None, *, writing: bool) -> bool:
+    def _wait(fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False) -> bool:
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         poll = _poll()
-        poll.register(fd, _OUT if writing else _IN)
+        poll.register(fd, (_IN if reading else 0) | (_OUT if writing else 0))
         # Rounded up: a wait that ends a fraction of a millisecond early would be repeated without waiting.
         return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
 
 else:
 
-    def _wait(fd: int, seconds: float | None, *, writing: bool) -> bool:
-        ready = _originals.select([] if writing else [fd], [fd] if writing else [], [fd], seconds)
+    def _wait(fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False) -> bool:
+        ready = _originals.select([fd] if reading else [], [fd] if writing else [], [fd], seconds)
         return any(ready)
 
 

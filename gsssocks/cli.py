@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 from . import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gsssocks.testing._demonstration import Phase
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["main"]
 
@@ -61,17 +59,17 @@ def _demo() -> int:
 
     print(f"gsssocks {__version__}: an unmodified program through a SOCKS 5 proxy with Kerberos")
     try:
-        for phase in demonstrate():
-            _show(phase)
+        for title, seconds, facts in demonstrate():
+            _show(title, seconds, facts)
     except (RealmError, DemonstrationError) as error:
         return _failure(str(error))
     print("\nIt all worked: authenticated by Kerberos, protected by GSS-API, and not an octet lost.")
     return 0
 
 
-def _show(phase: Phase) -> None:
-    print(f"\n{phase.title:<{_TITLE_WIDTH}} {phase.seconds * 1000:>8.1f} ms")
-    for label, value in phase.facts.items():
+def _show(title: str, seconds: float, facts: Mapping[str, str]) -> None:
+    print(f"\n{title:<{_TITLE_WIDTH}} {seconds * 1000:>8.1f} ms")
+    for label, value in facts.items():
         print(f"  {label:<{_LABEL_WIDTH}}{value}")
     sys.stdout.flush()
 

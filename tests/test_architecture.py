@@ -38,7 +38,7 @@ FLOORS: dict[str, int] = {
     }.items()
     for name in names
 }
-NEIGHBOURS = {("_gss", "_security"), ("__main__", "cli"), ("cli", "_injection"), ("adapters", "adapters")}
+NEIGHBOURS = {("_gss", "_security"), ("__main__", "cli"), ("cli", "_injection"), ("cli", ""), ("adapters", "adapters")}
 
 # Third-party packages whose rooms are fixed; any other has at most one.
 ROOMS = {"gssapi": {"_gss"}, "wrapt": {"_patch"}, "socks": {"exceptions", "adapters.pysocks"}}

@@ -10,7 +10,7 @@ for scheme in ("http://", "https://"):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.request import getproxies
 
 from requests.adapters import HTTPAdapter
@@ -51,18 +51,17 @@ class GSSSocksAdapter(HTTPAdapter):
     the cause of; the error that a `GSSSocket` raises is in the chain of their causes.
     """
 
-    __attrs__: ClassVar[list[str]] = [*HTTPAdapter.__attrs__, "proxy"]
+    __attrs__ = [*HTTPAdapter.__attrs__, "proxy"]  # noqa: RUF012 - what pickling keeps; requests' own class has a list
 
     def __init__(self, proxy: Proxy | str | None = None, **options: Any) -> None:
         self.proxy = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
         super().__init__(**options)
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+    def init_poolmanager(self, connections: int, *args: Any, **kwargs: Any) -> None:
         """requests' hook: makes the pools."""
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager = GSSSocksPoolManager(
-            self.proxy, self._pool_connections, **self.poolmanager.connection_pool_kw
-        )
+        super().init_poolmanager(connections, *args, **kwargs)
+        options = self.poolmanager.connection_pool_kw
+        self.poolmanager = GSSSocksPoolManager(self.proxy, connections, **options)
 
     def proxy_manager_for(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """requests' hook for a request that asks for another proxy.

@@ -60,7 +60,7 @@ class GSSSocksPoolManager(PoolManager):
     ) -> None:
         self.socks_proxy = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
         super().__init__(num_pools, headers, **connection_pool_kw)
-        self.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+        self.pool_classes_by_scheme = {"http": GSSSocksHTTPConnectionPool, "https": GSSSocksHTTPSConnectionPool}
 
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
@@ -71,7 +71,7 @@ class GSSSocksPoolManager(PoolManager):
         return super()._new_pool(scheme, host, port, {**context, "socks_proxy": self.socks_proxy})
 
 
-class _HTTPConnection(HTTPConnection):
+class GSSSocksHTTPConnection(HTTPConnection):
     def __init__(self, *args: Any, socks_proxy: Proxy, **kwargs: Any) -> None:
         self._socks_proxy = socks_proxy
         super().__init__(*args, **kwargs)
@@ -95,7 +95,7 @@ class _HTTPConnection(HTTPConnection):
         return sock
 
 
-class _HTTPSConnection(_HTTPConnection, HTTPSConnection):
+class GSSSocksHTTPSConnection(GSSSocksHTTPConnection, HTTPSConnection):
     def _new_conn(self) -> GSSSocket:
         if self.ssl_context is None:
             self.ssl_context = self._default_context()
@@ -117,12 +117,12 @@ class _HTTPSConnection(_HTTPConnection, HTTPSConnection):
         return context
 
 
-class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection
+class GSSSocksHTTPConnectionPool(HTTPConnectionPool):
+    ConnectionCls = GSSSocksHTTPConnection
 
 
-class _HTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection
+class GSSSocksHTTPSConnectionPool(HTTPSConnectionPool):
+    ConnectionCls = GSSSocksHTTPSConnection
 
 
 def _seconds(timeout: object) -> float | None:

@@ -22,5 +22,5 @@ def proxy() -> Iterator[ProxyServer]:
     A test sends its program through it by `gsssocks.installed(proxy.url(), no_proxy=[])`, the empty list because its
     targets are likely on the loopback interface, and finds in `proxy.sessions` what came of it.
     """
-    with Realm() as realm, realm.activate(), ProxyServer(keytab=realm.keytab) as server:
+    with Realm() as realm, realm.activate(), ProxyServer() as server:
         yield server

@@ -2,9 +2,9 @@
 
     python -m tests.conformance.worker PLAN JOURNAL
 
-PLAN is a JSON file: see `Plan`. JOURNAL gets one line of JSON when a test begins and one when it has ended: its
-outcome, and the address of every TCP connection that was tried meanwhile. So whoever started this process knows which
-test it was if it never comes back.
+PLAN is a `Plan` in JSON. JOURNAL gets one line of JSON when a test begins and one when it has ended: its outcome, and
+the address of every TCP connection that was tried meanwhile. So whoever started this process knows which test it was
+that never came back.
 """
 
 from __future__ import annotations
@@ -15,45 +15,46 @@ import socket
 import sys
 import unittest
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import IO, TYPE_CHECKING, Any
 
 import gsssocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
 
-    _ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType]
-
-BYPASSED_PROXY = "socks5h://127.0.0.1:1"
-"""Nothing listens there: a connection that is not bypassed fails."""
-
-# From the mildest to the worst: subtests and class fixtures add to what a test got.
 OUTCOMES = ("passed", "expected failure", "skipped", "failed", "hung")
+"""From the best to the worst: a test that gets several, by its subtests, has the last."""
+MODES = ("direct", "bypassed", "tunnelled")
 
+_UNREACHABLE_PROXY = "socks5h://127.0.0.1:1"
 _INET = (socket.AF_INET, socket.AF_INET6)
 
 
-class Plan(NamedTuple):
-    """What a worker is to do."""
+@dataclass(frozen=True)
+class Plan:
+    """What a worker is to do.
+
+    Args:
+        module: the test module in CPython's package `test`.
+        mode: "direct" without gsssocks, "bypassed" with it and no_proxy="*", "tunnelled" with it and no exception.
+        proxy: the proxy's URL, for mode "tunnelled".
+        tests: ids of the tests to run; None for all.
+        left_out: ids of tests not to run.
+        seconds: how long one test may take; this process ends itself then.
+    """
 
     module: str
-    """Full name of the test module."""
     mode: str
-    """"direct", "bypassed" or "tunnelled"."""
     proxy: str
-    """The proxy's URL in mode "tunnelled"."""
-    tests: Optional[list[str]]  # noqa: UP007  # NamedTuple evaluates it on 3.9
-    """Ids of the tests to run; None for all."""
+    tests: list[str] | None
     left_out: list[str]
-    """Ids of tests not to run."""
     seconds: float
-    """How long one test may take; then the process ends itself."""
 
 
 class Journal(unittest.TestResult):
-    """Collects outcomes and connections.
+    """Writes down outcomes and connections.
 
     Args:
         output: where the lines go.
@@ -69,7 +70,7 @@ class Journal(unittest.TestResult):
         self._connects: list[str] = []
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """An audit hook that notes connects."""
+        """An audit hook that takes note of TCP connections."""
         if event != "socket.connect":
             return
         sock, address = arguments
@@ -81,6 +82,7 @@ class Journal(unittest.TestResult):
         self._outcome, self._detail = OUTCOMES[0], ""
         self._connects.clear()
         self._write(id=test.id())
+        # Not SIGALRM, which some of the tests use.
         faulthandler.dump_traceback_later(self._seconds, exit=True)
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
@@ -92,7 +94,7 @@ class Journal(unittest.TestResult):
         super().addError(test, err)
         self._note("failed", self.errors[-1][1])
         if not isinstance(test, unittest.TestCase):
-            # Not a test: the fixture of a class or a module failed.
+            # No test has begun: it is the fixture of a class or of the module.
             self._write(id=test.id(), outcome=self._outcome, detail=self._detail, connects=[])
 
     def addFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
@@ -102,7 +104,7 @@ class Journal(unittest.TestResult):
     def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:  # noqa: N802
         super().addSubTest(test, subtest, err)
         if err is not None:
-            self._note("failed", f"{subtest}\n{(self.errors + self.failures)[-1][1]}")
+            self._note("failed", f"{subtest}: {err[0].__name__}: {err[1]}\n")
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
         super().addSkip(test, reason)
@@ -114,7 +116,7 @@ class Journal(unittest.TestResult):
 
     def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().addUnexpectedSuccess(test)
-        self._note("failed", "succeeded unexpectedly")
+        self._note("failed", "it was expected to fail")
 
     def _note(self, outcome: str, detail: str) -> None:
         self._outcome = max(self._outcome, outcome, key=OUTCOMES.index)
@@ -127,21 +129,20 @@ class Journal(unittest.TestResult):
 def main() -> None:
     """The command line."""
     plan_path, journal_path = map(Path, sys.argv[1:])
-    plan = Plan(**json.loads(plan_path.read_text()))
-    _prepare_test_support()
-    with open(journal_path, "a", encoding="utf-8") as output:
+    plan = Plan(**json.loads(plan_path.read_text(encoding="utf-8")))
+    _prepare_support()
+    with open(journal_path, "w", encoding="utf-8") as output, _patched(plan):
         journal = Journal(output, plan.seconds)
-        with _patched(plan):
-            tests = unittest.defaultTestLoader.loadTestsFromName(plan.module)
-            sys.addaudithook(journal.hear)
-            unittest.TestSuite(_chosen(tests, plan)).run(journal)
+        tests = unittest.defaultTestLoader.loadTestsFromName(f"test.{plan.module}")
+        sys.addaudithook(journal.hear)
+        unittest.TestSuite(_chosen(tests, plan)).run(journal)
 
 
-def _prepare_test_support() -> None:
+def _prepare_support() -> None:
     from test import support
 
-    # All tests, however long they take, but those that need the Internet.
-    support.use_resources = ["cpu", "walltime", "largefile"]  # type: ignore[attr-defined]
+    # Everything, however long it takes, except what needs the Internet.
+    support.use_resources = ["cpu", "walltime"]  # type: ignore[attr-defined,unused-ignore]
     support.verbose = 0
 
 
@@ -149,15 +150,17 @@ def _prepare_test_support() -> None:
 def _patched(plan: Plan) -> Iterator[None]:
     if plan.mode == "direct":
         yield
-        return
-    with gsssocks.installed(plan.proxy or BYPASSED_PROXY, no_proxy=[] if plan.mode == "tunnelled" else "*"):
-        yield
+    elif plan.mode == "bypassed":
+        with gsssocks.installed(_UNREACHABLE_PROXY, no_proxy="*"):
+            yield
+    else:
+        with gsssocks.installed(plan.proxy, no_proxy=[]):
+            yield
 
 
 def _chosen(tests: Iterable[Any], plan: Plan) -> Iterator[unittest.TestCase]:
-    chosen, left_out = plan.tests and set(plan.tests), set(plan.left_out)
     for test in _flat(tests):
-        if (chosen is None or test.id() in chosen) and test.id() not in left_out:
+        if (plan.tests is None or test.id() in plan.tests) and test.id() not in plan.left_out:
             yield test
 
 

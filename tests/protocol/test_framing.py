@@ -110,7 +110,8 @@ def test_two_messages_glued_together(first: Any, second: Any) -> None:
 @given(st.lists(any_message, max_size=5), st.data())
 def test_any_stream_in_any_pieces(stream: list[Any], data: st.DataObject) -> None:
     octets = b"".join(message.encode() for message in stream)
-    received, buffer = [], ReceiveBuffer()
+    received: list[Any] = []
+    buffer = ReceiveBuffer()
     while len(received) < len(stream):
         kind = type(stream[len(received)])
         if buffer.missing(kind):

@@ -1,0 +1,213 @@
+"""CPython's own tests for `socket` and `ssl`: directly, with gsssocks installed and bypassed, and through a proxy.
+
+What is compared is what the direct run selects: all tests of the classes in which at least one test opens a TCP
+connection. So the selection follows the Python it runs on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.conformance.excused import EXCUSED, NOT_RUN
+from tests.conformance.worker import MODES, OUTCOMES, Plan
+from tests.peers.dante import Dante
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from gsssocks.testing import Realm
+
+MODULES = ("test_socket", "test_ssl")
+
+_CHECKOUT = Path(__file__).parents[2]
+_SECONDS_PER_TEST = 60.0
+_PASSED = OUTCOMES[:2]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one test.
+
+    Attributes:
+        outcome: one of `OUTCOMES`.
+        detail: traceback, or reason for skipping.
+        connects: the address of each TCP connection it tried.
+    """
+
+    outcome: str
+    detail: str
+    connects: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome in _PASSED
+
+
+Results = dict[str, Result]
+"""By the test's id."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A module's tests in one mode, next to the same tests run directly.
+
+    Attributes:
+        module: the test module.
+        mode: "bypassed" or "tunnelled".
+        direct: results of the direct run.
+        results: results in this mode.
+        proxy_port: where the proxy listened; 0 without one.
+        reached: how many connections the proxy was asked for.
+        granted: how many it made.
+    """
+
+    module: str
+    mode: str
+    direct: Results
+    results: Results
+    proxy_port: int = 0
+    reached: int = 0
+    granted: int = 0
+
+    @property
+    def expected(self) -> list[str]:
+        """The tests that must pass: those that pass directly."""
+        return [test for test, result in self.direct.items() if result.passed]
+
+    @property
+    def excused(self) -> list[str]:
+        """Those of them of which nothing is asked."""
+        return [test for test in self.expected if self.mode == "tunnelled" and test[len("test.") :] in EXCUSED]
+
+    @property
+    def passed(self) -> list[str]:
+        """Those of them that do pass."""
+        return [test for test in self.expected if test in self.results and self.results[test].passed]
+
+    @property
+    def tried(self) -> int:
+        """How many connections were tried."""
+        return sum(len(result.connects) for result in self.results.values())
+
+    def faults(self) -> list[str]:
+        """Everything that is not as it must be, each with its explanation."""
+        return [*self._failures(), *self._wrong_ways(), *self._missed_by_proxy()]
+
+    def _failures(self) -> Iterator[str]:
+        for test in sorted({*self.expected} - {*self.passed} - {*self.excused}):
+            result = self.results.get(test)
+            yield f"{test} {result.outcome}\n{result.detail}" if result else f"{test} was not run"
+        for name in sorted({*self.results} - {*self.direct}):
+            yield f"{name} {self.results[name].outcome}\n{self.results[name].detail}"
+
+    def _wrong_ways(self) -> Iterator[str]:
+        for test in self.passed:
+            direct, here = self.direct[test].connects, self.results[test].connects
+            if len(here) != len(direct):
+                yield f"{test} tried {len(here)} connections, and directly {len(direct)}"
+            if self.mode == "tunnelled" and not all(_port(address) == self.proxy_port for address in here):
+                yield f"{test} passed by the proxy: {', '.join(here)}"
+
+    def _missed_by_proxy(self) -> Iterator[str]:
+        if self.mode == "tunnelled" and self.reached != self.tried:
+            yield f"{self.tried} connections were tried, but the proxy was asked for {self.reached}"
+        if self.mode == "tunnelled" and not self.granted:
+            yield "not one connection went through the proxy"
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def run_directly(module: str) -> Results:
+    """All tests of `module`, without gsssocks.
+
+    Raises:
+        RuntimeError: the module is not there, or cannot be run.
+    """
+    return _run(Plan(module, "direct", "", None, [f"test.{test}" for test in NOT_RUN], _SECONDS_PER_TEST), {})
+
+
+def select(direct: Results) -> Results:
+    """Those of the results that belong to a class of which at least one test opens a TCP connection."""
+    classes = {_class(test) for test, result in direct.items() if result.connects}
+    return {test: result for test, result in direct.items() if _class(test) in classes}
+
+
+def _class(test: str) -> str:
+    return test.rpartition(".")[0]
+
+
+def run_bypassed(module: str, selected: Results) -> Comparison:
+    """The selected tests with gsssocks installed and every destination bypassed."""
+    plan = Plan(module, "bypassed", "", list(selected), [], _SECONDS_PER_TEST)
+    return Comparison(module, "bypassed", selected, _run(plan, {}))
+
+
+def run_tunnelled(module: str, selected: Results, realm: Realm) -> Comparison:
+    """The selected tests through a proxy of their own, with confidentiality."""
+    with Dante(realm, enctype="confidentiality") as dante:
+        plan = Plan(
+            module, "tunnelled", dante.url(protection="confidentiality"), list(selected), [], _SECONDS_PER_TEST
+        )
+        results = _run(plan, realm.env)
+        tried = sum(len(result.connects) for result in results.values())
+        reached = _count_sessions(dante, tried)
+        return Comparison(module, "tunnelled", selected, results, dante.port, reached, dante.connections())
+
+
+def _count_sessions(dante: Dante, expected: int) -> int:
+    """How many requests have been dealt with, by success or not; Dante logs that a moment after their end."""
+    deadline = time.monotonic() + 10
+    while True:
+        count = len(re.findall(r"tcp/connect \]", dante.log()))
+        if count >= expected or time.monotonic() > deadline:
+            return count
+        time.sleep(0.05)
+
+
+def _run(plan: Plan, env: Mapping[str, str]) -> Results:
+    """Runs a plan to its end: where a test hangs, with a new process behind it."""
+    results: Results = {}
+    with tempfile.TemporaryDirectory(prefix="gsssocks-conformance-") as directory:
+        while True:
+            left_out = [*plan.left_out, *results]
+            hung = _run_until_hung(Plan(**{**asdict(plan), "left_out": left_out}), env, Path(directory), results)
+            if hung is None:
+                return results
+            results.update(hung)
+
+
+def _run_until_hung(plan: Plan, env: Mapping[str, str], directory: Path, results: Results) -> Results | None:
+    """Adds to `results`; returns the result of the test that ended the process, if one did."""
+    plan_path, journal_path = directory / "plan.json", directory / "journal"
+    plan_path.write_text(json.dumps(asdict(plan)), encoding="utf-8")
+    worker = subprocess.run(
+        [sys.executable, "-m", "tests.conformance.worker", str(plan_path), str(journal_path)],
+        cwd=directory,
+        env={**os.environ, **env, "PYTHONPATH": str(_CHECKOUT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    lines = journal_path.read_text(encoding="utf-8").splitlines() if journal_path.exists() else []
+    last: dict[str, Any] = {}
+    for last in map(json.loads, lines):
+        if "outcome" in last:
+            results[last["id"]] = Result(last["outcome"], last["detail"], tuple(last["connects"]))
+    if last and "outcome" not in last:
+        return {last["id"]: Result("hung", worker.stdout, ())}
+    if worker.returncode:
+        raise RuntimeError(f"{plan.module} ({plan.mode}) could not be run:\n{worker.stdout}")
+    return None
