@@ -124,7 +124,7 @@ IMPORTS = all_imports()
 
 def allowed(importer: str, imported: str) -> bool:
     upper, lower = room(importer), room(imported)
-    if upper == lower == "_protocol" or (upper, lower) in NEIGHBOURS:
+    if upper == lower in ("_protocol", "_config") or (upper, lower) in NEIGHBOURS:
         return True
     return lower in FLOORS and FLOORS[upper] > FLOORS[lower]
 

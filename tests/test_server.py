@@ -408,14 +408,51 @@ class TestEndOfData:
                 with pytest.raises(ConnectionResetError):
                     accepted.recv(1)
 
-    def test_a_target_that_does_not_read_is_not_buffered_for(self, proxy: ProxyServer) -> None:
+
+class TestWaiting:
+    """Whatever a session waits for, waiting takes no time of the processor's."""
+
+    SECONDS = 0.5
+
+    def assert_free_of_charge(self, client: socket.socket) -> None:
+        began = time.process_time()
+        client.settimeout(self.SECONDS)
+        with pytest.raises(socket.timeout):
+            client.recv(1, socket.MSG_PEEK)
+        assert time.process_time() - began < self.SECONDS / 5
+
+    def test_after_the_clients_end(self, proxy: ProxyServer) -> None:
+        with Target() as target, through(proxy, target.address) as client, target.accept() as accepted:
+            client.shutdown(socket.SHUT_WR)
+            assert accepted.recv(1) == b""
+            self.assert_free_of_charge(client)
+
+    def test_after_the_targets_end(self, proxy: ProxyServer) -> None:
+        with Target() as target, through(proxy, target.address) as client, target.accept() as accepted:
+            accepted.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+            self.assert_free_of_charge(accepted)
+
+    def test_for_a_target_that_does_not_read(self, proxy: ProxyServer) -> None:
         with Target() as target, through(proxy, target.address) as client, target.accept() as accepted:
             client.settimeout(0.3)
             with pytest.raises(socket.timeout):
                 client.sendall(bytes(256 << 20))
             # What the kernel keeps for a socket, and what was read ahead for one write.
             assert proxy.sessions[-1].octets_received < 16 << 20
+            self.assert_free_of_charge(client)
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+    def test_for_a_client_that_does_not_read(self, proxy: ProxyServer) -> None:
+        with Target() as target, through(proxy, target.address) as client, target.accept() as accepted:
+            accepted.settimeout(0.3)
+            with pytest.raises(socket.timeout):
+                accepted.sendall(bytes(256 << 20))
+            assert proxy.sessions[-1].octets_sent < 16 << 20
+            self.assert_free_of_charge(accepted)
+            # Only now may the session notice.
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            client.close()
 
 
 class TestRefusals:

@@ -148,6 +148,10 @@ class Peer(Protocol):
     def release(self, count: int | None = None) -> int:
         """Lets `count` octets on the wire leave, or all; returns how many did: fewer when the kernel is full."""
 
+    @property
+    def inside_message(self) -> bool:
+        """Whether what has left ends in the middle of a message: if it ends there, data is missing."""
+
     def arrived(self, sock: socket.socket) -> bool:
         """Whether it is certain that the kernel of the other end, `sock`, has all that has left."""
 
@@ -208,6 +212,11 @@ class PlainPeer:
     def delivered(self) -> int:
         """Octets of data that the other end can have by now."""
         return self._released
+
+    @property
+    def inside_message(self) -> bool:
+        """Whether what has left ends in the middle of a message: never, here."""
+        return False
 
     def write(self, data: bytes) -> None:
         """Makes `data` ready to leave."""
@@ -338,6 +347,7 @@ class TunnelPeer(PlainPeer):
         self._confidential = confidential
         self._max_plaintext = context.max_plaintext(confidential=confidential, max_token=MAX_TOKEN)
         self._incoming = bytearray()
+        self._boundary = 0
         self._delivered = 0
         self._written = 0
         self._ends: deque[tuple[int, int]] = deque()  # of the messages not yet released: on the wire, in the data
@@ -346,8 +356,14 @@ class TunnelPeer(PlainPeer):
     def delivered(self) -> int:
         """Octets of data in the whole messages that have left."""
         while self._ends and self._ends[0][0] <= self._released:
-            self._delivered = self._ends.popleft()[1]
+            self._boundary, self._delivered = self._ends.popleft()
         return self._delivered
+
+    @property
+    def inside_message(self) -> bool:
+        """Whether what has left ends in the middle of a message: if it ends there, data is missing."""
+        _ = self.delivered
+        return self._released != self._boundary
 
     @property
     def partial(self) -> int:

@@ -13,16 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.conformance.excused import EXCUSED, NOT_RUN
-from tests.conformance.worker import MODES, OUTCOMES, Plan
+from tests.conformance.worker import OUTCOMES, Plan
 from tests.peers.dante import Dante
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from gsssocks.testing import Realm
 
@@ -132,8 +133,14 @@ def run_directly(module: str) -> Results:
     """All tests of `module`, without gsssocks.
 
     Raises:
-        RuntimeError: the module is not there, or cannot be run.
+        RuntimeError: this Python comes without it.
     """
+    if find_spec(f"test.{module}") is None:
+        version = "{}.{}".format(*sys.version_info)
+        raise RuntimeError(
+            f"{sys.executable} has no test.{module}: CPython's own tests are not installed "
+            f"(Debian and Ubuntu have them in libpython{version}-testsuite and libpython3-testsuite)"
+        )
     return _run(Plan(module, "direct", "", None, [f"test.{test}" for test in NOT_RUN], _SECONDS_PER_TEST), {})
 
 
@@ -176,38 +183,37 @@ def _count_sessions(dante: Dante, expected: int) -> int:
 
 
 def _run(plan: Plan, env: Mapping[str, str]) -> Results:
-    """Runs a plan to its end: where a test hangs, with a new process behind it."""
+    """Runs a plan to its end: where a test ends its process, a new one goes on behind it."""
     results: Results = {}
+    while True:
+        before = len(results)
+        rest = replace(plan, left_out=[*plan.left_out, *results])
+        output = _run_process(rest, env, results)
+        if output is None:
+            return results
+        if len(results) == before:
+            raise RuntimeError(f"{plan.module} ({plan.mode}) could not be run:\n{output}")
+
+
+def _run_process(plan: Plan, env: Mapping[str, str], results: Results) -> str | None:
+    """Adds to `results`; returns what the process said if it did not come to the end of the plan."""
     with tempfile.TemporaryDirectory(prefix="gsssocks-conformance-") as directory:
-        while True:
-            left_out = [*plan.left_out, *results]
-            hung = _run_until_hung(Plan(**{**asdict(plan), "left_out": left_out}), env, Path(directory), results)
-            if hung is None:
-                return results
-            results.update(hung)
-
-
-def _run_until_hung(plan: Plan, env: Mapping[str, str], directory: Path, results: Results) -> Results | None:
-    """Adds to `results`; returns the result of the test that ended the process, if one did."""
-    plan_path, journal_path = directory / "plan.json", directory / "journal"
-    plan_path.write_text(json.dumps(asdict(plan)), encoding="utf-8")
-    worker = subprocess.run(
-        [sys.executable, "-m", "tests.conformance.worker", str(plan_path), str(journal_path)],
-        cwd=directory,
-        env={**os.environ, **env, "PYTHONPATH": str(_CHECKOUT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    lines = journal_path.read_text(encoding="utf-8").splitlines() if journal_path.exists() else []
+        plan_path, journal_path = Path(directory, "plan"), Path(directory, "journal")
+        plan_path.write_text(json.dumps(asdict(plan)), encoding="utf-8")
+        worker = subprocess.run(
+            [sys.executable, "-m", "tests.conformance.worker", str(plan_path), str(journal_path)],
+            cwd=directory,
+            env={**os.environ, **env, "PYTHONPATH": str(_CHECKOUT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        journal = journal_path.read_text(encoding="utf-8") if journal_path.exists() else ""
     last: dict[str, Any] = {}
-    for last in map(json.loads, lines):
-        if "outcome" in last:
-            results[last["id"]] = Result(last["outcome"], last["detail"], tuple(last["connects"]))
-    if last and "outcome" not in last:
-        return {last["id"]: Result("hung", worker.stdout, ())}
-    if worker.returncode:
-        raise RuntimeError(f"{plan.module} ({plan.mode}) could not be run:\n{worker.stdout}")
-    return None
+    for last in map(json.loads, journal.splitlines()):
+        # The line that a test begins with stands only if no other follows.
+        detail = last.get("detail", worker.stdout)
+        results[last["id"]] = Result(last.get("outcome", OUTCOMES[-1]), detail, tuple(last.get("connects", ())))
+    return worker.stdout if worker.returncode else None

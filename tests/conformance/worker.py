@@ -24,9 +24,9 @@ import gsssocks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-OUTCOMES = ("passed", "expected failure", "skipped", "failed", "hung")
-"""From the best to the worst: a test that gets several, by its subtests, has the last."""
-MODES = ("direct", "bypassed", "tunnelled")
+OUTCOMES = ("passed", "expected failure", "skipped", "failed", "died")
+"""From the best to the worst: a test that gets several, by its subtests, has the last. "died": so did the process, or
+the test did not come to an end."""
 
 _UNREACHABLE_PROXY = "socks5h://127.0.0.1:1"
 _INET = (socket.AF_INET, socket.AF_INET6)
