@@ -23,7 +23,7 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
-    from ._patch import install, installed, uninstall
+    from ._patch import Status, install, installed, status, uninstall
 
 __all__ = [
     "AuthenticationError",
@@ -36,15 +36,17 @@ __all__ = [
     "ProxyError",
     "ReplyError",
     "Rules",
+    "Status",
     "create_connection",
     "install",
     "installed",
+    "status",
     "uninstall",
 ]
 
 __version__ = "0.1.0"
 
-_FROM_PATCH = ("install", "installed", "uninstall")
+_FROM_PATCH = ("Status", "install", "installed", "status", "uninstall")
 
 
 def __getattr__(name: str) -> object:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
+import logging
 import os
 import socket
 import sys
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ._config import Proxy
     from ._config.settings import ProxyChoice, RuleChoice
 
-__all__ = ["install", "installed", "uninstall", "wrap"]
+__all__ = ["Status", "goes_through_proxy", "install", "installed", "status", "uninstall", "wrap"]
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -46,6 +47,7 @@ class _Patched(NamedTuple):
     """What stood in the owner's own namespace; None where the attribute was inherited."""
 
 
+_log = logging.getLogger("gsssocks")
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
 _settings: Settings | None = None
@@ -86,6 +88,21 @@ def uninstall() -> None:
     _activate(None)
 
 
+class Status(NamedTuple):
+    """What `status()` says."""
+
+    patched: tuple[str, ...]
+    """What is patched, by name; empty if nothing is installed."""
+    settings: Settings | None
+    """What `install()` gathered, with where each part came from (`settings.sources`)."""
+
+
+def status() -> Status:
+    """What is installed now."""
+    with _lock:
+        return Status(tuple(f"{entry.owner.__name__}.{entry.name}" for entry in _ledger), _settings)
+
+
 @contextmanager
 def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
     """`install()` for the time of a with statement; afterwards what was installed before, or nothing."""
@@ -105,6 +122,17 @@ def _activate(settings: Settings | None) -> None:
         _settings = settings
         if settings is None:
             _restore()
+        else:
+            _log_to_stderr_if_asked()
+
+
+def _log_to_stderr_if_asked() -> None:
+    if os.environ.get("GSSSOCKS_DEBUG", "0") in ("", "0") or _log.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("gsssocks: %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(logging.DEBUG)
 
 
 def _patch() -> None:
@@ -118,10 +146,11 @@ def _patch() -> None:
 
 _LIBRARIES = {
     "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
+    "gevent._socket3": "gsssocks.adapters.gevent",
     "trio._socket": "gsssocks.adapters.trio",
     "uvloop": "gsssocks.adapters.uvloop",
 }
-"""Modules that pass by a subclass of `socket.socket`, and who sees to them: unbound calls, or the bare descriptor."""
+"""Modules that pass by a subclass of `socket.socket`, by unbound calls or the bare descriptor, and who sees to them."""
 _watched = False
 
 
@@ -257,6 +286,15 @@ def _route(sock: socket.socket, args: tuple[Any, ...]) -> Sequence[Proxy] | None
     if decision.action == "refuse":
         raise refused_by_rule("{}:{}".format(*destination), decision.rule)
     return _proxies(settings.proxies, decision.protection) if decision.action == "proxy" else None
+
+
+def goes_through_proxy(sock: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a connect with these arguments is to go through a proxy, for classes that are not `socket.socket`'s.
+
+    Raises:
+        ProxyError: a rule refuses the destination.
+    """
+    return _route(sock, args) is not None
 
 
 def _host_and_port(sock: socket.socket, args: tuple[Any, ...]) -> tuple[str, int] | None:

@@ -125,8 +125,7 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
         OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
             The socket is as it was then and may be connected again.
     """
-    if _is_connected(sock):
-        return _originals.SocketType.connect(sock, address)  # EISCONN, from the kernel
+    _check_unconnected(sock)
     tunnel = tunnel_for(sock, proxies, checked_address(sock, address), name)
     was = type(sock)
     fd = _originals.SocketType.fileno(sock)
@@ -151,6 +150,11 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
     remember(tunnel, fd)
     if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
         _make_plain(sock)
+
+
+def _check_unconnected(sock: socket.socket) -> None:
+    if _is_connected(sock):
+        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -258,6 +262,7 @@ class GSSSocket(socket.socket):
     # Connecting
 
     def connect(self, address: Any) -> None:
+        _check_unconnected(self)
         open_tunnel(self, [self._proxy()], address)
         if self.gettimeout() == 0:
             raise in_progress()

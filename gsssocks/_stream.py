@@ -25,6 +25,7 @@ and a writer never wait for each other, and writers' data stays whole. During th
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import threading
@@ -49,6 +50,7 @@ READ_SIZE = 256 * 1024
 """Octets looked at in one go, at most: four full messages. Larger is no faster, and the buffers are shared
 (`_Buffer`)."""
 MIN_READ_SIZE = 16 * 1024
+_log = logging.getLogger("gsssocks")
 LINGER = 60.0
 """Seconds for which the rest of a message is still sent after close() or shutdown()."""
 
@@ -130,7 +132,7 @@ class ProtectedStream:
             ProxyError: it failed; the connection is of no use any more.
         """
         try:
-            self._converse(transport, negotiation, deadline)
+            self._converse(transport, negotiation, deadline, peer)
         except socket.timeout as error:
             raise error if isinstance(error, ProxyError) else proxy_timeout(negotiation.phase, peer) from None
         except ConnectionError as error:
@@ -139,7 +141,7 @@ class ProtectedStream:
         except OSError as error:
             raise error if isinstance(error, ProxyError) else proxy_connection_error(error, peer) from error
 
-    def _converse(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> None:
+    def _converse(self, transport: Transport, negotiation: Negotiation, deadline: Deadline, peer: str) -> None:
         start = negotiation.start
         self._send_plainly(transport, call_within(deadline, start) if negotiation.may_block else start(), deadline)
         looks = 0
@@ -147,6 +149,7 @@ class ProtectedStream:
             looks += 1
             if deadline.is_past(looks):
                 raise socket.timeout("timed out")
+            _log.debug("%s: %s", peer, negotiation.phase)
             self._send_plainly(transport, self._hear(transport, negotiation, deadline), deadline)
 
     def _hear(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> bytes:

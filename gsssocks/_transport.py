@@ -140,6 +140,9 @@ class Transport:
             if not self.wait_writable(deadline):
                 raise socket.timeout("timed out")
             code = self._kernel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not code:
+                # Linux takes note only when asked again; until then a further connect would seem to succeed.
+                self._kernel.connect_ex(address)
         if code:
             raise OSError(code, os.strerror(code))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import threading
@@ -43,6 +44,7 @@ __all__ = [
     "tunnel_under",
 ]
 
+_log = logging.getLogger("gsssocks")
 _INET = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -207,6 +209,7 @@ def _resolved(host: str, port: int, family: int) -> str:
 
 def establish(sock: socket.socket, tunnel: Tunnel) -> None:
     """From the proxy's name to the granted request, on the descriptor of `sock`, within one deadline."""
+    begun = time.monotonic()
     deadline = _connect_deadline(sock.gettimeout(), tunnel.proxy.timeout)
     try:
         request = Request(Command.CONNECT, tunnel.destination)
@@ -228,6 +231,20 @@ def establish(sock: socket.socket, tunnel: Tunnel) -> None:
     )
     tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
     tunnel.bound = negotiation.bound
+    _log_connection(tunnel, tunnel.context, time.monotonic() - begun)
+
+
+def _log_connection(tunnel: Tunnel, context: SecurityContext, seconds: float) -> None:
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    _log.info(
+        "connected to %s through %s as %s: %s, %.0f ms",
+        tunnel.destination,
+        tunnel.proxy,
+        context.initiator_name,
+        tunnel.stream.records.level.name.lower(),
+        seconds * 1000,
+    )
 
 
 def _connect_to_a_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "refused_by_rule",
     "reply_error",
     "truncated",
+    "unsupported",
 ]
 
 
@@ -164,6 +165,11 @@ def refused_by_rule(target: str, rule: str) -> ProxyError:
     return _ForbiddenError(
         errno.EACCES, f"connections to {target} are refused by the rule {rule!r} of this program's set-up"
     )
+
+
+def unsupported(what: str, remedy: str) -> ProxyError:
+    """The error for a way to connect that we cannot tunnel, and will not let go past the proxy."""
+    return ProxyError(errno.EOPNOTSUPP, f"{what} cannot be sent through the proxy: {remedy}")
 
 
 def truncated(message: str) -> ProtocolError:

@@ -165,27 +165,24 @@ class TestHandshake:
     def test_gives_an_ssl_socket_of_the_version_agreed_on(
         self, connect: Connect, version: ssl.TLSVersion, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, echo) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                assert isinstance(encrypted, ssl.SSLSocket)
-                assert encrypted.version() == version.name.replace("_", ".")
-                assert answer(encrypted, b"hello", 5) == b"hello"
+        with conversation(echo) as (host, encrypted):
+            assert isinstance(encrypted, ssl.SSLSocket)
+            assert encrypted.version() == version.name.replace("_", ".")
+            assert answer(encrypted, b"hello", 5) == b"hello"
 
     def test_peer_is_the_target_and_not_the_proxy(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, nothing) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                assert encrypted.getpeername() == host.address
+        with conversation(nothing) as (host, encrypted):
+            assert encrypted.getpeername() == host.address
 
     def test_server_hears_the_name(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
         names: list[str | None] = []
         server_context.sni_callback = lambda _socket, name, _context: names.append(name)
-        with tls_host(server_context, nothing) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                assert encrypted.server_hostname == "localhost"
+        with conversation(nothing) as (host, encrypted):
+            assert encrypted.server_hostname == "localhost"
         assert names == ["localhost"]
 
     def test_protocol_is_agreed_on_by_alpn(
@@ -193,9 +190,8 @@ class TestHandshake:
     ) -> None:
         server_context.set_alpn_protocols(["spdy", "http/1.1"])
         client_context.set_alpn_protocols(["h2", "http/1.1"])
-        with tls_host(server_context, ssl.SSLSocket.selected_alpn_protocol) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                assert encrypted.selected_alpn_protocol() == "http/1.1"
+        with conversation(ssl.SSLSocket.selected_alpn_protocol) as (host, encrypted):
+            assert encrypted.selected_alpn_protocol() == "http/1.1"
             assert host.result() == "http/1.1"
 
     def test_server_sees_the_clients_certificate(
@@ -210,9 +206,8 @@ class TestHandshake:
             assert certificate
             return certificate["subjectAltName"]
 
-        with tls_host(server_context, name_the_client) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                assert encrypted.recv(1) == b""
+        with conversation(name_the_client) as (host, encrypted):
+            assert encrypted.recv(1) == b""
             assert host.result() == (("email", "alice@example.com"),)
 
     def test_client_certificate_may_be_asked_for_later(self, trust: trustme.CA, certificate: trustme.LeafCert) -> None:
@@ -241,37 +236,28 @@ class TestHandshake:
     def test_waits_for_do_handshake_where_it_was_asked_to(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, echo) as host:
-            with connect(
-                client_context, host.address, server_hostname="localhost", do_handshake_on_connect=False
-            ) as encrypted:
-                assert encrypted.version() is None
-                encrypted.do_handshake()
-                assert encrypted.version() is not None
-                assert answer(encrypted, b"hello", 5) == b"hello"
+        with conversation(echo, do_handshake_on_connect=False) as (host, encrypted):
+            assert encrypted.version() is None
+            encrypted.do_handshake()
+            assert encrypted.version() is not None
+            assert answer(encrypted, b"hello", 5) == b"hello"
 
     def test_begins_with_the_first_write(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, echo) as host:
-            with connect(
-                client_context, host.address, server_hostname="localhost", do_handshake_on_connect=False
-            ) as encrypted:
-                assert answer(encrypted, b"hello", 5) == b"hello"
+        with conversation(echo, do_handshake_on_connect=False) as (host, encrypted):
+            assert answer(encrypted, b"hello", 5) == b"hello"
 
     def test_never_waits_on_a_socket_that_does_not(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, echo) as host:
-            with connect(
-                client_context, host.address, server_hostname="localhost", do_handshake_on_connect=False
-            ) as encrypted:
-                encrypted.setblocking(False)
-                with pytest.raises(ssl.SSLWantReadError):
-                    encrypted.do_handshake()
-                drive(encrypted, encrypted.do_handshake)
-                assert drive(encrypted, lambda: encrypted.send(b"hello")) == 5
-                assert drive(encrypted, lambda: encrypted.recv(5)) == b"hello"
+        with conversation(echo, do_handshake_on_connect=False) as (host, encrypted):
+            encrypted.setblocking(False)
+            with pytest.raises(ssl.SSLWantReadError):
+                encrypted.do_handshake()
+            drive(encrypted, encrypted.do_handshake)
+            assert drive(encrypted, lambda: encrypted.send(b"hello")) == 5
+            assert drive(encrypted, lambda: encrypted.recv(5)) == b"hello"
 
     def test_follows_a_connect_that_does_not_wait(
         self, server_context: ssl.SSLContext, client_context: ssl.SSLContext
@@ -296,11 +282,10 @@ class TestHandshake:
             encrypted.recv(1)
             return encrypted.session_reused
 
-        with tls_host(server_context, greet) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as first:
-                assert first.recv(5) == b"hello"
-                assert not first.session_reused
-                session = first.session
+        with conversation(greet) as (host, first):
+            assert first.recv(5) == b"hello"
+            assert not first.session_reused
+            session = first.session
             assert host.result() is False
             with connect(client_context, host.address, server_hostname="localhost", session=session) as second:
                 assert second.recv(5) == b"hello"
@@ -310,10 +295,9 @@ class TestHandshake:
     def test_session_may_be_given_before_the_handshake(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, echo) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as first:
-                assert answer(first, b"hello", 5) == b"hello"
-                session = first.session
+        with conversation(echo) as (host, first):
+            assert answer(first, b"hello", 5) == b"hello"
+            session = first.session
             with connect(
                 client_context, host.address, server_hostname="localhost", do_handshake_on_connect=False
             ) as second:
@@ -324,9 +308,8 @@ class TestHandshake:
     def test_both_ends_have_the_same_channel_binding(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, ssl.SSLSocket.get_channel_binding) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                binding = encrypted.get_channel_binding("tls-unique")
+        with conversation(ssl.SSLSocket.get_channel_binding) as (host, encrypted):
+            binding = encrypted.get_channel_binding("tls-unique")
             assert binding
             assert host.result() == binding
 
@@ -353,11 +336,10 @@ class TestHandshake:
                 return super().send(data, flags)
 
         client_context.sslsocket_class = Counting
-        with tls_host(server_context, echo) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                assert isinstance(encrypted, Counting)
-                assert answer(encrypted, b"hello", 5) == b"hello"
-                assert encrypted.sent == 5
+        with conversation(echo) as (host, encrypted):
+            assert isinstance(encrypted, Counting)
+            assert answer(encrypted, b"hello", 5) == b"hello"
+            assert encrypted.sent == 5
 
     def test_outlives_uninstall_between_connecting_and_wrapping(
         self, realm: Realm, dante_confidentiality: Dante, server_context: ssl.SSLContext, client_context: ssl.SSLContext
@@ -675,9 +657,8 @@ class TestData:
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> Iterator[ssl.SSLSocket]:
         """Connected to an echo."""
-        with tls_host(server_context, echo) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as connected:
-                yield connected
+        with conversation(echo) as (host, connected):
+            yield connected
 
     def test_read_leaves_the_rest_of_a_record_pending(self, encrypted: ssl.SSLSocket) -> None:
         encrypted.sendall(octets(100))
@@ -881,21 +862,15 @@ class TestEnd:
     def test_with_close_notify_is_an_empty_read(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, lambda encrypted: encrypted.unwrap().close()) as host:
-            with connect(
-                client_context, host.address, server_hostname="localhost", suppress_ragged_eofs=False
-            ) as encrypted:
-                assert encrypted.recv(1) == b""
-                encrypted.unwrap()
+        with conversation(lambda encrypted: encrypted.unwrap().close(), suppress_ragged_eofs=False) as (host, encrypted):
+            assert encrypted.recv(1) == b""
+            encrypted.unwrap()
 
     def test_without_close_notify_is_an_empty_read_where_that_is_accepted(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, nothing) as host:
-            with connect(
-                client_context, host.address, server_hostname="localhost", suppress_ragged_eofs=True
-            ) as encrypted:
-                assert encrypted.recv(1) == b""
+        with conversation(nothing, suppress_ragged_eofs=True) as (host, encrypted):
+            assert encrypted.recv(1) == b""
 
     def test_close_reaches_the_target(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
@@ -974,11 +949,10 @@ class TestNeverPlaintext:
     def test_refusal_says_why(
         self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
-        with tls_host(server_context, until_closed) as host:
-            with connect(client_context, host.address, server_hostname="localhost") as encrypted:
-                encrypted.shutdown(socket.SHUT_RD)
-                with pytest.raises(BrokenPipeError, match="TLS has ended"):
-                    encrypted.send(SECRET)
+        with conversation(until_closed) as (host, encrypted):
+            encrypted.shutdown(socket.SHUT_RD)
+            with pytest.raises(BrokenPipeError, match="TLS has ended"):
+                encrypted.send(SECRET)
 
     @pytest.mark.parametrize("send", WAYS_TO_SEND)
     def test_after_a_failed_handshake(
@@ -1039,12 +1013,11 @@ def test_tls_carries_another_tls(
             digest.update(piece)
         return digest.hexdigest()
 
-    with tls_host(server_context, serve) as host:
-        with connect(client_context, host.address, server_hostname="localhost") as outer:
-            inner = LayeredTLS(outer, client_context, server_hostname="localhost")
-            inner.do_handshake()
-            assert inner.recv(100) == b"hello from within"
-            inner.sendall(octets(MEBIBYTE))
+    with conversation(serve) as (host, outer):
+        inner = LayeredTLS(outer, client_context, server_hostname="localhost")
+        inner.do_handshake()
+        assert inner.recv(100) == b"hello from within"
+        inner.sendall(octets(MEBIBYTE))
         assert host.result() == hashlib.sha256(octets(MEBIBYTE)).hexdigest()
 
 

@@ -67,26 +67,29 @@ def check_stream(pair: Pair, *, seed: int = 0, schedules: int = 100, first: int 
 
 
 class _Schedule:
-    """One random schedule: the pair, and what a TCP socket would have to do next."""
+    """One random schedule: a pair, and what a TCP socket would have to do next."""
 
     def __init__(self, pair: Pair, choices: random.Random) -> None:
         self._choices = choices
-        self._steps: list[tuple[Any, ...]] = []
+        self._notes: list[tuple[object, ...]] = []
         self._sock, self._peer = pair(choices)
-        self._sock.settimeout(0)
-        # Towards the socket.
+        # Towards the socket: what the peer has written, and how much of it has been received.
         self._said = bytearray()
         self._heard = 0
         self._peer_finished = False
-        self._exhausted = False
-        # From the socket: all that was offered last, of which a part has been taken.
-        self._offered = bytearray()
+        self._drained = False
+        self._broken = False
+        # From the socket: what it was given, how much of that it has taken, and how much the peer has read.
+        self._given = bytearray()
         self._taken = 0
         self._read = 0
-        self._watch()
+        self._owing = False
+        self._unsure = False
+        self._finished = False
+        self._edges = _Edges(self._sock)
 
     def __str__(self) -> str:
-        return "\n".join(" ".join(map(str, step)) for step in self._steps)
+        return "\n".join(" ".join(map(str, note)) for note in self._notes)
 
     def play(self) -> None:
         """Some random steps, and then whatever is left, to the end."""
@@ -95,118 +98,255 @@ class _Schedule:
         if not self._hear_to_the_end():
             return
         if self._choices.random() < 0.7:
-            self._send_the_rest()
-        self._end()
+            self._send_what_is_left()
+        self._hang_up()
 
     def clear(self) -> None:
         """Closes everything, without a trace in the kernel."""
-        if self._edges is not None:
-            self._edges.close()
+        self._edges.close()
         with suppress(OSError):
             self._peer.reset()
         self._sock.close()
 
-    def _note(self, *step: object) -> None:
-        self._steps.append(step)
+    def _note(self, *note: object) -> None:
+        self._notes.append(note)
 
-    # The peer's steps
+    # What the peer does
 
-    def _write(self) -> None:
+    def _peer_writes(self) -> None:
         data = self._some_data()
-        self._note("peer writes", len(data))
         if not self._peer_finished:
             self._said += data
             self._peer.write(data)
+            self._note("peer writes", len(data))
 
-    def _release(self) -> None:
-        if self._peer_finished:
-            return
+    def _peer_releases(self) -> None:
         held = self._peer.held
-        wanted = self._choices.choice((1, 2, 5, held // 2, held - 1, held, held, self._choices.randint(0, held)))
-        count = self._peer.release(max(0, wanted))
-        if count:
-            self._exhausted = False
-        self._note("peer releases", count, "of", held)
+        count = self._choices.choice((1, 2, 5, held // 2, held - 1, held, held, self._choices.randint(0, held)))
+        self._release(count)
 
-    def _finish(self) -> None:
+    def _release(self, count: int) -> None:
+        if self._peer_finished or count < 1:
+            return
+        released = self._peer.release(count)
+        if released:
+            self._drained = False
+        self._note("peer releases", released)
+
+    def _peer_finishes(self) -> None:
         if self._peer_finished:
             return
         if self._choices.random() < 0.7:
-            self._release_all()
+            self._release(self._peer.held)
         self._note("peer finishes")
         self._peer_finished = True
+        self._drained = False
         self._peer.finish()
-
-    def _release_all(self) -> None:
-        if self._peer.release():
-            self._exhausted = False
 
     def _peer_reads(self) -> None:
         data = self._peer.read()
         self._note("peer reads", len(data))
-        # A part of a message may be on its way already although its last octet counts as not taken.
-        ahead = 1 if len(self._offered) > self._taken else 0
-        assert self._read + len(data) <= self._taken + ahead, f"the peer got more than the {self._taken} taken"
-        assert self._offered.startswith(data, self._read), "the peer got other data than was sent"
+        self._check_read(data)
+
+    def _check_read(self, data: bytes) -> None:
+        # The first octet that was not taken may be on its way with the others.
+        ahead = 1 if len(self._given) > self._taken else 0
+        assert self._read + len(data) <= self._taken + ahead, f"the peer got more than the {self._taken} octets taken"
+        assert self._given.startswith(data, self._read), "the peer got other data than was sent"
         self._read += len(data)
 
     # Receiving
 
-    def _expected(self) -> bytes:
-        return bytes(self._said[self._heard : self._peer.delivered])
-
-    def _all_is_there(self) -> bool:
-        return self._peer.arrived(self._sock)
-
-    def _receive(self) -> None:
+    def _receives(self) -> None:
         size = self._choices.choice((1, 1, 2, 3, 7, 100, 5000, 70_000, self._choices.randint(1, 300)))
         receive = self._choices.choice(_RECEIVERS)
-        peek = socket.MSG_PEEK if self._choices.random() < 0.15 else 0
-        certain, expected = self._all_is_there(), self._expected()
-        self._choose_timeout(at_once=bool(expected and certain))
-        if self._choices.random() < 0.1 and certain and len(expected) >= size:
-            data = receive(self._sock, size, socket.MSG_WAITALL)
-            self._note(receive.__name__, size, "MSG_WAITALL ->", len(data))
-            assert len(data) == size, "MSG_WAITALL stopped short of what had arrived"
-            self._take_in(data, size, expected, peek=0)
-            return
+        flags = socket.MSG_PEEK if self._choices.random() < 0.15 else 0
+        certain, expected = self._peer.arrived(self._sock), self._expected()
+        if certain and len(expected) >= size and self._choices.random() < 0.1:
+            flags = socket.MSG_WAITALL
+        flags |= self._limit_waiting(certain=bool(certain and expected))
         try:
-            data = receive(self._sock, size, peek)
+            data = receive(self._sock, size, flags)
         except (BlockingIOError, socket.timeout):
-            self._note(receive.__name__, size, peek, "-> nothing")
+            self._note(receive.__name__, size, flags, "-> nothing")
             assert not (certain and expected), f"nothing was received although {len(expected)} octets had arrived"
             self._found_nothing(certain=certain)
-            return
-        self._note(receive.__name__, size, peek, "->", len(data))
-        self._take_in(data, size, expected, peek=peek)
+        except OSError as error:
+            self._note(receive.__name__, size, flags, "->", error)
+            self._accept_break(error)
+        else:
+            self._note(receive.__name__, size, flags, "->", len(data), "octets")
+            self._take_in(data, size, expected, flags)
 
-    def _take_in(self, data: bytes, size: int, expected: bytes, *, peek: int) -> None:
+    def _expected(self) -> bytes:
+        """What the next receive may return, no matter how much of it has arrived."""
+        return bytes(self._said[self._heard : self._peer.delivered])
+
+    def _take_in(self, data: bytes, size: int, expected: bytes, flags: int) -> None:
         assert len(data) <= size, "more was received than asked for"
         assert expected.startswith(data), "other data was received than was sent"
+        if flags & socket.MSG_WAITALL:
+            assert len(data) == size, "MSG_WAITALL stopped short of what had arrived"
+        assert not self._broken, "a receive succeeded behind an error"
         if not data:
             assert self._peer_finished, "the end was received, and the peer has not finished"
-            assert not expected, f"the end was received, and {len(expected)} octets had arrived"
+            assert not expected, f"the end was received, and {len(expected)} octets had not been"
             assert not self._peer.inside_message, "a cut in the middle of a message passed for an end"
-        if not peek:
+        if not flags & socket.MSG_PEEK:
             self._heard += len(data)
-        self._exhausted = False
+            self._edges.disarm()
+
+    def _accept_break(self, error: OSError) -> None:
+        cut = self._peer_finished and self._peer.inside_message and not self._expected()
+        assert cut, f"a receive failed, although the connection was not cut in the middle of a message: {error!r}"
+        self._broken = True
 
     def _found_nothing(self, *, certain: bool) -> None:
-        self._exhausted = certain and not self._peer_finished
-        if self._exhausted:
-            assert not self._ready(select.POLLIN), "readable, and nothing can be received"
-            self._see_edge()
-        self._edge_seen = False
+        if not certain or self._peer_finished:
+            self._edges.disarm()
+            return
+        self._drained = True
+        self._edges.arm()
+        assert not self._ready(select.POLLIN), "readable, and a receive has just found nothing"
+
+    def _limit_waiting(self, *, certain: bool) -> int:
+        """Sees to it that the next call ends: the flag to call it with."""
+        chance = self._choices.random()
+        if certain and chance < 0.3:
+            self._sock.settimeout(PATIENCE_SECONDS)
+        elif chance < 0.4:
+            self._sock.settimeout(PATIENCE_SECONDS)
+            return socket.MSG_DONTWAIT
+        elif chance < 0.43:
+            self._sock.settimeout(SHORT_TIMEOUT_SECONDS)
+        else:
+            self._sock.settimeout(0)
+        return 0
 
     # Readiness
 
-    def _look(self) -> None:
+    def _looks(self) -> None:
         readable = self._ready(select.POLLIN)
         self._note("readable" if readable else "not readable")
-        if self._expected() and self._all_is_there():
+        if self._expected() and self._peer.arrived(self._sock):
             assert readable, "data has arrived, and the descriptor is not readable"
-            if self._exhausted_once and not self._edge_seen:
-                self._see_edge()
-                assert self._edge_seen, "data has arrived since nothing was found, and there was no edge"
-        elif self._exhausted:
-            assert not readable, "readable, and nothing has arrived since nothing was found"
+            assert self._edges.seen(), "data has arrived since a receive found nothing, and there was no edge"
+        if self._drained:
+            assert not readable, "readable, and nothing has arrived since a receive found nothing"
+
+    def _ready(self, event: int, patience: float = 0) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, event)
+        return bool(poll.poll(patience * 1000))
+
+    # Sending
+
+    def _sends(self) -> None:
+        if self._given_up_sending():
+            return
+        send = self._choices.choice(_SENDERS)
+        offer = self._offer(self._some_data())
+        if not self._finished:
+            self._send(send, offer, self._limit_waiting(certain=False))
+            return
+        self._note(send.__name__, len(offer), "after shutdown")
+        self._sock.settimeout(0)
+        try:
+            send(self._sock, b"more", 0)
+        except BrokenPipeError:
+            return
+        raise AssertionError("data was taken after shutdown(SHUT_WR)")
+
+    def _sends_all(self) -> None:
+        if self._given_up_sending() or self._finished:
+            return
+        offer = self._offer(self._some_data())
+        flags = self._limit_waiting(certain=False)
+        try:
+            self._sock.sendall(offer, flags)
+        except (BlockingIOError, socket.timeout):
+            # There is no telling how much of it has been taken, and no way to go on.
+            self._unsure = True
+        else:
+            self._taken = len(self._given)
+            self._owing = False
+        self._note("sendall", len(offer), flags, "-> unknown" if self._unsure else "")
+
+    def _given_up_sending(self) -> bool:
+        return self._unsure or self._broken
+
+    def _offer(self, more: bytes) -> bytes:
+        """What to send next: it begins with what was to be sent before and has not been taken."""
+        if not self._finished:
+            self._given += more
+        return bytes(self._given[self._taken :])
+
+    def _send(self, send: Callable[[socket.socket, bytes, int], int], offer: bytes, flags: int) -> int:
+        """Returns how many octets were taken."""
+        try:
+            count = send(self._sock, offer, flags)
+        except (BlockingIOError, socket.timeout):
+            self._note(send.__name__, len(offer), flags, "-> nothing")
+            if not self._owing and self._choices.random() < 0.5:
+                # Nothing of it has been taken, and a program is free to send something else then.
+                del self._given[self._taken :]
+            return 0
+        self._note(send.__name__, len(offer), flags, "->", count)
+        assert 0 <= count <= len(offer), f"{count} of {len(offer)} octets sent"
+        assert count or not offer, "no octet was taken, and there was no error"
+        self._taken += count
+        self._owing = self._taken < len(self._given)
+        return count
+
+    def _sends_until_full(self) -> None:
+        """Sends for as long as there is room: it must not go on being said that there is, and nothing be taken."""
+        if self._given_up_sending() or self._finished:
+            return
+        self._sock.settimeout(0)
+        vain = 0
+        for _ in range(VAIN_TRIES):
+            if not self._ready(select.POLLOUT) or vain > VAIN_TRIES:
+                break
+            offer = self._offer(b"" if self._taken < len(self._given) else self._some_data() or b"x")
+            vain = 0 if self._send(socket.socket.send, offer, 0) else vain + 1
+        assert vain <= VAIN_TRIES, "writable, and nothing is taken"
+
+    def _shuts_down(self) -> None:
+        if self._finished or self._given_up_sending():
+            return
+        self._note("shutdown(SHUT_WR)")
+        self._sock.shutdown(socket.SHUT_WR)
+        self._finished = True
+
+    # Other
+
+    def _duplicates(self) -> None:
+        duplicate = self._sock.dup()
+        if self._choices.random() < 0.5:
+            self._sock, duplicate = duplicate, self._sock
+            self._edges.close()
+            self._edges = _Edges(self._sock)
+            self._note("goes on with a duplicate")
+        duplicate.close()
+
+    def _some_data(self) -> bytes:
+        limit = self._choices.choice((0, 1, 1, 2, 50, 50, 50, 5000, 5000, 150_000))
+        return self._choices.randbytes(self._choices.randint(min(limit, 1), limit))
+
+    # To the end
+
+    def _hear_to_the_end(self) -> bool:
+        """Receives all that the peer has to say; False if that was cut short."""
+        self._sock.settimeout(0)
+        vain = 0
+        while not self._broken:
+            if not self._peer_finished:
+                self._release(self._peer.held)
+                if not self._peer.held:
+                    self._peer_finishes()
+            assert self._ready(select.POLLIN, PATIENCE_SECONDS), "something is to come, and it never became readable"
+            before = self._heard
+            self._receives_piece()
+            vain = 0 if self._heard > before else vain + 1
+            if vain and self._peer_finished and not self._expected()
+        return not self._broken

@@ -23,11 +23,13 @@ from tests.conformance.worker import OUTCOMES, Plan
 from tests.peers.dante import Dante
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from gsssocks.testing import Realm
 
 MODULES = ("test_socket", "test_ssl")
+MODES = ("bypassed", "tunnelled")
+"""Those that are compared with the direct run."""
 
 _CHECKOUT = Path(__file__).parents[2]
 _SECONDS_PER_TEST = 60.0
@@ -129,12 +131,20 @@ def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def run_directly(module: str) -> Results:
-    """All tests of `module`, without gsssocks.
+def compare(module: str, modes: Iterable[str], realm: Realm) -> list[Comparison]:
+    """The tests of `module` directly, and then in each of the modes.
 
     Raises:
-        RuntimeError: this Python comes without it.
+        RuntimeError: this Python comes without its own tests.
     """
+    selected = _select(_run_directly(module))
+    return [
+        _run_tunnelled(module, selected, realm) if mode == "tunnelled" else _run_bypassed(module, selected)
+        for mode in modes
+    ]
+
+
+def _run_directly(module: str) -> Results:
     if find_spec(f"test.{module}") is None:
         version = "{}.{}".format(*sys.version_info)
         raise RuntimeError(
@@ -144,7 +154,7 @@ def run_directly(module: str) -> Results:
     return _run(Plan(module, "direct", "", None, [f"test.{test}" for test in NOT_RUN], _SECONDS_PER_TEST), {})
 
 
-def select(direct: Results) -> Results:
+def _select(direct: Results) -> Results:
     """Those of the results that belong to a class of which at least one test opens a TCP connection."""
     classes = {_class(test) for test, result in direct.items() if result.connects}
     return {test: result for test, result in direct.items() if _class(test) in classes}
@@ -154,18 +164,16 @@ def _class(test: str) -> str:
     return test.rpartition(".")[0]
 
 
-def run_bypassed(module: str, selected: Results) -> Comparison:
+def _run_bypassed(module: str, selected: Results) -> Comparison:
     """The selected tests with gsssocks installed and every destination bypassed."""
     plan = Plan(module, "bypassed", "", list(selected), [], _SECONDS_PER_TEST)
     return Comparison(module, "bypassed", selected, _run(plan, {}))
 
 
-def run_tunnelled(module: str, selected: Results, realm: Realm) -> Comparison:
+def _run_tunnelled(module: str, selected: Results, realm: Realm) -> Comparison:
     """The selected tests through a proxy of their own, with confidentiality."""
     with Dante(realm, enctype="confidentiality") as dante:
-        plan = Plan(
-            module, "tunnelled", dante.url(protection="confidentiality"), list(selected), [], _SECONDS_PER_TEST
-        )
+        plan = Plan(module, "tunnelled", dante.url(protection="confidentiality"), list(selected), [], _SECONDS_PER_TEST)
         results = _run(plan, realm.env)
         tried = sum(len(result.connects) for result in results.values())
         reached = _count_sessions(dante, tried)

@@ -1,0 +1,344 @@
+"""Remote DNS for programs that look names up before they connect.
+
+A name that goes to the proxy is not looked up here: the answer is a placeholder, an address of a range in which nobody
+lives, and by it `connect` finds the name again. So the name leaves this process in one place only, the request to the
+proxy. Everything else about the answer (its form, ports, socket types, the errors for bad arguments) is what the
+original function makes of that address, which it needs no lookup for.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import threading
+from binascii import crc32
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Callable, NamedTuple, Union
+
+__all__ = ["IPV4_RANGE", "IPV6_RANGE", "Placeholders", "Resolver"]
+
+IPV4_RANGE = "198.18.0.0/15"
+"""Set aside for measuring network devices (RFC 2544, RFC 6890): no host on the Internet has such an address."""
+IPV6_RANGE = "100::/64"
+"""Discard-only (RFC 6666): whatever is sent there outside a tunnel, by mistake, reaches nobody."""
+MAX_NAME = 255
+"""Octets of the longest name that SOCKS 5 can carry (RFC 1928, section 5)."""
+
+_Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+_IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
+# Reentrant, for a signal handler that looks a name up. A fork waits for it, so that no child inherits a lock which
+# nobody there will ever release, nor a table that was being changed.
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class Placeholders:
+    """Addresses that stand for names: the same one for a name, in whatever case and with or without the final dot, as
+    long as it is remembered.
+
+    An address follows from the name alone, so that another process finds the same; only where two names would have
+    the same one, the later gets the next that is free. All methods may be called from any thread.
+
+    Args:
+        ipv4, ipv6: the ranges, in CIDR notation.
+        limit: how many names to remember; the one that has not been used for longest is then forgotten. None is half
+            of the smaller range: an address then means another name only after tens of thousands of names have come
+            after its own, and a free one is never far.
+
+    Raises:
+        ValueError: a range is none, or has no room for `limit` names.
+    """
+
+    def __init__(self, ipv4: str = IPV4_RANGE, ipv6: str = IPV6_RANGE, limit: int | None = None) -> None:
+        self._ipv4, self._ipv6 = ipaddress.IPv4Network(ipv4), ipaddress.IPv6Network(ipv6)
+        # The first and the last address of a network are nobody's.
+        self._size = min(self._ipv4.num_addresses, self._ipv6.num_addresses) - 2
+        self._limit = max(1, self._size // 2) if limit is None else limit
+        if not 1 <= self._limit <= self._size:
+            raise ValueError(f"{ipv4} and {ipv6} have no room for {self._limit} placeholders")
+        self._numbers: OrderedDict[str, int] = OrderedDict()
+        self._names: dict[int, str] = {}
+
+    def address(self, name: str, family: int = socket.AF_INET) -> str:
+        """The placeholder for a name.
+
+        Args:
+            family: `AF_INET6` for an IPv6 address; anything else is IPv4.
+        """
+        network = self._ipv6 if family == socket.AF_INET6 else self._ipv4
+        return str(network[self._number(name)])
+
+    def name(self, address: str) -> str | None:
+        """The name that an address stands for, as it was first asked for; None for what is no placeholder, or for a
+        name that was forgotten, or given out by another process."""
+        ip = _ip(address)
+        if ip is None or not self._has(ip):
+            return None
+        with _lock:
+            name = self._names.get(int(ip) - int(self._network(ip).network_address))
+            if name is not None:
+                self._numbers.move_to_end(_normal(name))
+        return name
+
+    def covers(self, address: str) -> bool:
+        """Whether `address` is a placeholder, be its name known or not."""
+        ip = _ip(address)
+        return ip is not None and self._has(ip)
+
+    def _has(self, ip: _IPAddress) -> bool:
+        return ip in self._network(ip)
+
+    def _network(self, ip: _IPAddress) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        return self._ipv4 if ip.version == 4 else self._ipv6
+
+    def _number(self, name: str) -> int:
+        normal = _normal(name)
+        with _lock:
+            number = self._numbers.get(normal)
+            if number is not None:
+                self._numbers.move_to_end(normal)
+                return number
+            if len(self._numbers) >= self._limit:
+                _, forgotten = self._numbers.popitem(last=False)
+                del self._names[forgotten]
+            number = self._numbers[normal] = self._claim(name, crc32(normal.encode()) % self._size)
+            return number
+
+    def _claim(self, name: str, place: int) -> int:
+        while self._names.setdefault(1 + place, name) is not name:
+            place = (place + 1) % self._size
+        return 1 + place
+
+
+class _Query(NamedTuple):
+    """The arguments of getaddrinfo()."""
+
+    host: Any
+    port: Any
+    family: Any = 0
+    type: Any = 0
+    proto: Any = 0
+    flags: Any = 0
+
+    def wants_tcp(self) -> bool:
+        """Whether the answer may serve to open a TCP connection, and no other purpose.
+
+        An address to listen on (AI_PASSIVE) is one of this machine; AI_NUMERICHOST forbids lookups itself; and UDP
+        does not go through the proxy.
+        """
+        return (
+            isinstance(self.flags, int)
+            and not self.flags & (socket.AI_PASSIVE | socket.AI_NUMERICHOST)
+            and self.type in (0, socket.SOCK_STREAM)
+            and self.proto in (0, socket.IPPROTO_TCP)
+        )
+
+
+class Resolver:
+    """The lookups of the `socket` module, where names that go to the proxy are answered by placeholders.
+
+    Args:
+        placeholders: where they come from.
+        is_proxied: asked with a name, as the program gave it, and a port, or None where the program named none, says
+            whether the lookup is to be kept from the local resolver. It is not asked about addresses, except about a
+            placeholder whose name is not known, nor about this machine's own name: programs look that up to learn their
+            own address, to bind to it or to introduce themselves (`smtplib` does).
+    """
+
+    def __init__(self, placeholders: Placeholders, is_proxied: Callable[[str, int | None], bool]) -> None:
+        self._placeholders = placeholders
+        self._is_proxied = is_proxied
+
+    def wrappers(self) -> Mapping[str, _Wrapper]:
+        """By its name in the `socket` module, what to call instead of each function: with the original, None, and the
+        arguments, as wrapt does.
+
+        `getfqdn` is not among them: it calls `gethostbyaddr`; nor are asyncio's lookups, which call these.
+        """
+        return {
+            "getaddrinfo": self._getaddrinfo,
+            "gethostbyaddr": self._gethostbyaddr,
+            "gethostbyname": self._gethostbyname,
+            "gethostbyname_ex": self._gethostbyname_ex,
+            "getnameinfo": self._getnameinfo,
+        }
+
+    def asked_name(self, host: str) -> str | None:
+        """The name that a connect to `host` is meant for; None if `host` is no placeholder.
+
+        Raises:
+            OSError: EHOSTUNREACH: `host` is a placeholder whose name is not known here.
+        """
+        if not self._placeholders.covers(host):
+            return None
+        name = self._placeholders.name(host)
+        if name is None:
+            raise OSError(
+                errno.EHOSTUNREACH,
+                f"{host} stands for a name that this process does not know: it was looked up in another process, or "
+                f"too long ago; look the name up again",
+            )
+        return name
+
+    def _getaddrinfo(
+        self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            query = _Query(*args, **kwargs)
+        except TypeError:
+            return wrapped(*args, **kwargs)  # which says so in its own words
+        name = self._proxied(query.host, query.port) if query.wants_tcp() else None
+        if name is None:
+            return wrapped(*args, **kwargs)
+        # Whether this machine has an address of that family does not matter to the proxy.
+        flags = (query.flags | socket.AI_NUMERICHOST) & ~socket.AI_ADDRCONFIG
+        found = wrapped(self._placeholders.address(name, query.family), *query[1:5], flags)
+        # Only the first entry has a canonical name, if there is any.
+        return [(*info[:3], _ascii(name) if info[3] else info[3], info[4]) for info in found]
+
+    def _gethostbyname(
+        self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        name = self._proxied(_only(args, kwargs))
+        return wrapped(*args, **kwargs) if name is None else self._placeholders.address(name)
+
+    def _gethostbyname_ex(
+        self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        name = self._proxied(_only(args, kwargs))
+        return wrapped(*args, **kwargs) if name is None else (_ascii(name), [], [self._placeholders.address(name)])
+
+    def _gethostbyaddr(
+        self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        host = _only(args, kwargs)
+        name = self._proxied(host)
+        if name is not None:
+            return _ascii(name), [], [self._placeholders.address(name)]
+        address = _text(host)
+        if not self._stands_for_a_name(address):
+            return wrapped(*args, **kwargs)
+        name = self._placeholders.name(address)
+        if name is None:
+            raise socket.herror(1, "Unknown host")
+        return _ascii(name), [], [address]
+
+    def _getnameinfo(
+        self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        address = _address_in(args)
+        if not self._stands_for_a_name(address):
+            return wrapped(*args, **kwargs)
+        sockaddr, flags = args
+        host, service = wrapped(sockaddr, (flags | socket.NI_NUMERICHOST) & ~socket.NI_NAMEREQD)
+        name = self._placeholders.name(address)
+        if name is None and flags & socket.NI_NAMEREQD:
+            raise _unknown_name()
+        return _ascii(name) if name is not None else host, service
+
+    def _proxied(self, host: object, port: object = None) -> str | None:
+        """The host to look up, if it is a name that goes to the proxy.
+
+        Raises:
+            UnicodeError: as the original function.
+            gaierror: the proxy cannot be asked for such a name.
+        """
+        if not isinstance(host, (str, bytes, bytearray)):
+            return None
+        encoded = host.encode("idna") if isinstance(host, str) else bytes(host)
+        name = _text(host)
+        if encoded in (b"", b"<broadcast>") or _is_address(_text(encoded)) or _normal(name) == _own_name():
+            return None
+        if not self._is_proxied(name, _port_number(port)):
+            return None
+        if len(encoded) > MAX_NAME or not encoded.isascii() or b"\0" in encoded:
+            raise _unknown_name()
+        return name
+
+    def _stands_for_a_name(self, address: str) -> bool:
+        placeholders = self._placeholders
+        if not placeholders.covers(address):
+            return False
+        return placeholders.name(address) is not None or self._is_proxied(address, None)
+
+
+def _unknown_name() -> socket.gaierror:
+    return socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def _normal(name: str) -> str:
+    return name.lower().rstrip(".")
+
+
+def _own_name() -> str:
+    return _normal(socket.gethostname())
+
+
+def _ascii(name: str) -> str:
+    """A name as lookups answer it."""
+    return name.encode("idna").decode("ascii").rstrip(".")
+
+
+def _text(host: object) -> str:
+    if isinstance(host, (bytes, bytearray)):
+        return bytes(host).decode("ascii", "replace")
+    return host if isinstance(host, str) else ""
+
+
+def _ip(address: str) -> _IPAddress | None:
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return mapped or ip
+
+
+def _is_address(host: str) -> bool:
+    """Whether the C library reads it as an address, in an old spelling (`127.1`) or with a zone (`fe80::1%eth0`)
+    too."""
+    for family, text in ((socket.AF_INET6, host.partition("%")[0]), (socket.AF_INET, host)):
+        try:
+            socket.inet_pton(family, text)
+        except (OSError, ValueError):
+            continue
+        return True
+    try:
+        socket.inet_aton(host)
+    except (OSError, ValueError):
+        return False
+    # inet_aton() does not look behind a space; getaddrinfo() does.
+    return host.split() == [host]
+
+
+def _port_number(port: object) -> int | None:
+    """The number of a port or service; None for no port, and for what is none."""
+    if isinstance(port, int):
+        return port
+    text = _text(port)
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return socket.getservbyname(text)
+    except (OSError, ValueError):
+        return None
+
+
+def _only(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """The argument of a function that takes one: gevent's take it by keyword, too."""
+    values = (*args, *kwargs.values())
+    return values[0] if len(values) == 1 else None
+
+
+def _address_in(args: tuple[Any, ...]) -> str:
+    """The address for which getnameinfo() is to find a name; "" where there is none."""
+    if len(args) != 2 or not isinstance(args[0], tuple) or not isinstance(args[1], int):
+        return ""
+    wants_name = args[0] and not args[1] & socket.NI_NUMERICHOST
+    return args[0][0] if wants_name and isinstance(args[0][0], str) else ""

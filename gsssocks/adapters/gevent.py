@@ -1,0 +1,33 @@
+"""gevent's sockets are a class of their own, over C objects that no patch reaches: their connections would go past
+the proxy.
+
+They are refused where the rules want a proxy, whether gevent patched the standard library or is used by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
+
+from gsssocks._patch import goes_through_proxy, wrap
+from gsssocks.exceptions import unsupported
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["cover"]
+
+
+def cover(gevent_socket: ModuleType) -> None:
+    """Covers `gevent._socket3`."""
+    for method in ("connect", "connect_ex"):
+        wrap(gevent_socket.socket, method, _refuse_if_proxied)
+
+
+def _refuse_if_proxied(
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if goes_through_proxy(instance, args):
+        raise unsupported(
+            "gevent's sockets", "use threads, asyncio or trio with gsssocks, or name the target in no_proxy"
+        )
+    return wrapped(*args, **kwargs)
