@@ -15,8 +15,11 @@ import socket
 import threading
 from binascii import crc32
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, Callable, NamedTuple, Union
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["IPV4_RANGE", "IPV6_RANGE", "Placeholders", "Resolver"]
 
@@ -81,7 +84,7 @@ class Placeholders:
         with _lock:
             name = self._names.get(int(ip) - int(self._network(ip).network_address))
             if name is not None:
-                self._numbers.move_to_end(_normal(name))
+                self._note_use(_normal(name))
         return name
 
     def covers(self, address: str) -> bool:
@@ -100,13 +103,17 @@ class Placeholders:
         with _lock:
             number = self._numbers.get(normal)
             if number is not None:
-                self._numbers.move_to_end(normal)
+                self._note_use(normal)
                 return number
             if len(self._numbers) >= self._limit:
                 _, forgotten = self._numbers.popitem(last=False)
                 del self._names[forgotten]
             number = self._numbers[normal] = self._claim(name, crc32(normal.encode()) % self._size)
             return number
+
+    def _note_use(self, normal: str) -> None:
+        with suppress(KeyError):  # a signal handler's lookup may have made us forget it, just now
+            self._numbers.move_to_end(normal)
 
     def _claim(self, name: str, place: int) -> int:
         while self._names.setdefault(1 + place, name) is not name:
@@ -280,7 +287,7 @@ def _own_name() -> str:
 
 def _ascii(name: str) -> str:
     """A name as lookups answer it."""
-    return name.encode("idna").decode("ascii").rstrip(".")
+    return (name if name.isascii() else name.encode("idna").decode("ascii")).rstrip(".")
 
 
 def _text(host: object) -> str:
@@ -299,20 +306,16 @@ def _ip(address: str) -> _IPAddress | None:
 
 
 def _is_address(host: str) -> bool:
-    """Whether the C library reads it as an address, in an old spelling (`127.1`) or with a zone (`fe80::1%eth0`)
+    """Whether the C library reads it as an address: with a zone (`fe80::1%eth0`) and in old spellings (`127.1`),
     too."""
-    for family, text in ((socket.AF_INET6, host.partition("%")[0]), (socket.AF_INET, host)):
-        try:
-            socket.inet_pton(family, text)
-        except (OSError, ValueError):
-            continue
+    with suppress(OSError, ValueError):
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
         return True
-    try:
+    with suppress(OSError, ValueError):
         socket.inet_aton(host)
-    except (OSError, ValueError):
-        return False
-    # inet_aton() does not look behind a space; getaddrinfo() does.
-    return host.split() == [host]
+        # inet_aton() does not look behind a space; getaddrinfo() does.
+        return host.split() == [host]
+    return False
 
 
 def _port_number(port: object) -> int | None:
@@ -320,14 +323,11 @@ def _port_number(port: object) -> int | None:
     if isinstance(port, int):
         return port
     text = _text(port)
-    try:
+    with suppress(ValueError):
         return int(text)
-    except ValueError:
-        pass
-    try:
+    with suppress(OSError, ValueError):
         return socket.getservbyname(text)
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def _only(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

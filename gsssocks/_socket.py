@@ -319,11 +319,15 @@ class GSSSocket(socket.socket):
     def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
             return super().sendfile(file, offset, count)
-        return self._sendfile_use_sendfile(file, offset, count)
+        return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
 
     def _sendfile_use_sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
             return cast("int", super()._sendfile_use_sendfile(file, offset, count))  # type: ignore[misc]
+        try:
+            os.fstat(file.fileno())
+        except (AttributeError, OSError) as error:
+            raise socket._GiveupOnSendfile(error) from error  # type: ignore[attr-defined]
         # os.sendfile() would hand the file to the kernel's socket, unprotected.
         return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
 

@@ -91,6 +91,7 @@ class ProtectedStream:
         self._make_locks()
         self._unsent = bytearray()
         self._owed: int | None = None
+        self._was_full = False
         self._used_up = 0
         self._ended = False
         self._no_more_reading = False
@@ -346,19 +347,22 @@ class ProtectedStream:
         with self._my_turn(deadline):
             if not self.flush(transport, deadline):
                 raise deadline.passed()
-            if self._owed is not None and deadline.timeout == 0 and not transport.wait_writable(deadline):
-                # It all fitted since, but no more does: a caller that sends until it may not would go on in small
-                # pieces.
+            if self._was_full and deadline.timeout == 0 and not transport.wait_writable(deadline):
+                # What was in line has left since, but there is no room for more: a caller that sends until it may not
+                # would go on in small pieces for ever.
                 raise deadline.passed()
+            self._was_full = False
             accepted = self._swallow_owed(data)
             while accepted < len(data):
                 chunk = data[accepted : accepted + self.records.max_plaintext]
                 if accepted and deadline.timeout is not None and not transport.wait_writable(Deadline(0)):
+                    self._was_full = True
                     break
                 self.enqueue(chunk)
                 accepted += len(chunk)
                 if not self.flush(transport, deadline if accepted == len(chunk) else _at_once(deadline)):
                     self._owed = chunk[-1]
+                    self._was_full = True
                     accepted -= 1
                     break
             if not accepted and len(data):

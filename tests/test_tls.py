@@ -163,30 +163,26 @@ def drive(encrypted: ssl.SSLSocket, operation: Callable[[], T]) -> T:
 @pytest.mark.usefixtures("through_dante")
 class TestHandshake:
     def test_gives_an_ssl_socket_of_the_version_agreed_on(
-        self, connect: Connect, version: ssl.TLSVersion, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+        self, conversation: Conversation, version: ssl.TLSVersion
     ) -> None:
-        with conversation(echo) as (host, encrypted):
+        with conversation(echo) as (_, encrypted):
             assert isinstance(encrypted, ssl.SSLSocket)
             assert encrypted.version() == version.name.replace("_", ".")
             assert answer(encrypted, b"hello", 5) == b"hello"
 
-    def test_peer_is_the_target_and_not_the_proxy(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
+    def test_peer_is_the_target_and_not_the_proxy(self, conversation: Conversation) -> None:
         with conversation(nothing) as (host, encrypted):
             assert encrypted.getpeername() == host.address
 
-    def test_server_hears_the_name(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
+    def test_server_hears_the_name(self, conversation: Conversation, server_context: ssl.SSLContext) -> None:
         names: list[str | None] = []
         server_context.sni_callback = lambda _socket, name, _context: names.append(name)
-        with conversation(nothing) as (host, encrypted):
+        with conversation(nothing) as (_, encrypted):
             assert encrypted.server_hostname == "localhost"
         assert names == ["localhost"]
 
     def test_protocol_is_agreed_on_by_alpn(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+        self, conversation: Conversation, server_context: ssl.SSLContext, client_context: ssl.SSLContext
     ) -> None:
         server_context.set_alpn_protocols(["spdy", "http/1.1"])
         client_context.set_alpn_protocols(["h2", "http/1.1"])
@@ -195,7 +191,11 @@ class TestHandshake:
             assert host.result() == "http/1.1"
 
     def test_server_sees_the_clients_certificate(
-        self, connect: Connect, trust: trustme.CA, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+        self,
+        conversation: Conversation,
+        trust: trustme.CA,
+        server_context: ssl.SSLContext,
+        client_context: ssl.SSLContext,
     ) -> None:
         trust.issue_cert("alice@example.com").configure_cert(client_context)
         server_context.verify_mode = ssl.CERT_REQUIRED
@@ -233,25 +233,19 @@ class TestHandshake:
                 encrypted.sendall(b"!")
                 assert host.result()
 
-    def test_waits_for_do_handshake_where_it_was_asked_to(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
-        with conversation(echo, do_handshake_on_connect=False) as (host, encrypted):
+    def test_waits_for_do_handshake_where_it_was_asked_to(self, conversation: Conversation) -> None:
+        with conversation(echo, do_handshake_on_connect=False) as (_, encrypted):
             assert encrypted.version() is None
             encrypted.do_handshake()
             assert encrypted.version() is not None
             assert answer(encrypted, b"hello", 5) == b"hello"
 
-    def test_begins_with_the_first_write(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
-        with conversation(echo, do_handshake_on_connect=False) as (host, encrypted):
+    def test_begins_with_the_first_write(self, conversation: Conversation) -> None:
+        with conversation(echo, do_handshake_on_connect=False) as (_, encrypted):
             assert answer(encrypted, b"hello", 5) == b"hello"
 
-    def test_never_waits_on_a_socket_that_does_not(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
-        with conversation(echo, do_handshake_on_connect=False) as (host, encrypted):
+    def test_never_waits_on_a_socket_that_does_not(self, conversation: Conversation) -> None:
+        with conversation(echo, do_handshake_on_connect=False) as (_, encrypted):
             encrypted.setblocking(False)
             with pytest.raises(ssl.SSLWantReadError):
                 encrypted.do_handshake()
@@ -275,7 +269,7 @@ class TestHandshake:
                 assert answer(encrypted, b"hello", 5) == b"hello"
 
     def test_resumes_a_session(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+        self, conversation: Conversation, connect: Connect, client_context: ssl.SSLContext
     ) -> None:
         def greet(encrypted: ssl.SSLSocket) -> bool | None:
             encrypted.sendall(b"hello")
@@ -293,7 +287,7 @@ class TestHandshake:
             assert host.result() is True
 
     def test_session_may_be_given_before_the_handshake(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+        self, conversation: Conversation, connect: Connect, client_context: ssl.SSLContext
     ) -> None:
         with conversation(echo) as (host, first):
             assert answer(first, b"hello", 5) == b"hello"
@@ -305,9 +299,7 @@ class TestHandshake:
                 second.do_handshake()
                 assert second.session_reused
 
-    def test_both_ends_have_the_same_channel_binding(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
+    def test_both_ends_have_the_same_channel_binding(self, conversation: Conversation) -> None:
         with conversation(ssl.SSLSocket.get_channel_binding) as (host, encrypted):
             binding = encrypted.get_channel_binding("tls-unique")
             assert binding
@@ -326,7 +318,7 @@ class TestHandshake:
             assert host.result() == b"hello"
 
     def test_gives_the_contexts_own_class_of_socket(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+        self, conversation: Conversation, client_context: ssl.SSLContext
     ) -> None:
         class Counting(ssl.SSLSocket):
             sent = 0
@@ -336,7 +328,7 @@ class TestHandshake:
                 return super().send(data, flags)
 
         client_context.sslsocket_class = Counting
-        with conversation(echo) as (host, encrypted):
+        with conversation(echo) as (_, encrypted):
             assert isinstance(encrypted, Counting)
             assert answer(encrypted, b"hello", 5) == b"hello"
             assert encrypted.sent == 5
@@ -859,17 +851,13 @@ def _pump(connection: socket.socket, incoming: ssl.MemoryBIO, outgoing: ssl.Memo
 
 @pytest.mark.usefixtures("through_dante")
 class TestEnd:
-    def test_with_close_notify_is_an_empty_read(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
-        with conversation(lambda encrypted: encrypted.unwrap().close(), suppress_ragged_eofs=False) as (host, encrypted):
+    def test_with_close_notify_is_an_empty_read(self, conversation: Conversation) -> None:
+        with conversation(lambda encrypted: encrypted.unwrap().close(), suppress_ragged_eofs=False) as (_, encrypted):
             assert encrypted.recv(1) == b""
             encrypted.unwrap()
 
-    def test_without_close_notify_is_an_empty_read_where_that_is_accepted(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
-        with conversation(nothing, suppress_ragged_eofs=True) as (host, encrypted):
+    def test_without_close_notify_is_an_empty_read_where_that_is_accepted(self, conversation: Conversation) -> None:
+        with conversation(nothing, suppress_ragged_eofs=True) as (_, encrypted):
             assert encrypted.recv(1) == b""
 
     def test_close_reaches_the_target(
@@ -946,10 +934,8 @@ class TestNeverPlaintext:
         assert SECRET not in heard
         assert is_nothing_but_tls(heard)
 
-    def test_refusal_says_why(
-        self, connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-    ) -> None:
-        with conversation(until_closed) as (host, encrypted):
+    def test_refusal_says_why(self, conversation: Conversation) -> None:
+        with conversation(until_closed) as (_, encrypted):
             encrypted.shutdown(socket.SHUT_RD)
             with pytest.raises(BrokenPipeError, match="TLS has ended"):
                 encrypted.send(SECRET)
@@ -1002,7 +988,7 @@ class TestNeverPlaintext:
 
 @pytest.mark.usefixtures("through_dante")
 def test_tls_carries_another_tls(
-    connect: Connect, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+    conversation: Conversation, server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
     def serve(outer: ssl.SSLSocket) -> str:
         inner = LayeredTLS(outer, server_context)

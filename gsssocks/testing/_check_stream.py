@@ -1,15 +1,14 @@
 """The stream conformance check: random schedules over a connected pair, held against what a TCP socket owes its user.
 
-What is owed, and nothing beyond it, so that a plain socket passes too:
+What it owes, and nothing beyond, so that a plain socket passes too:
 
-- Each octet sent arrives once, in order, and nothing else does; `send` says exactly how many octets it has taken. A
-  program that was told of a part goes on with the rest; one that was told of nothing may send something else.
-- What has arrived can be received, at once and in pieces of any size, by any method; a look (MSG_PEEK) takes nothing.
-- The descriptor is readable when there is something to receive, data or the end, and not when a receive has just found
-  nothing: neither would a program that waits be woken, nor one that does not wait ever rest. Edge-triggered waiting is
-  woken by what arrives after a receive has found nothing.
-- The end comes after the last octet, and stays; where the connection ends in the middle of a message, an error comes
-  instead.
+- Each octet sent arrives once, in order, and nothing else does. `send` says how many octets it has taken: a program
+  goes on with the rest, and one that was told of none may send something else.
+- What has arrived can be received, at once and in pieces of any size, by any method. A look (MSG_PEEK) takes nothing.
+- The descriptor is readable when there is something to receive, data or the end, and is not when a receive has just
+  found nothing: else one program would sleep for ever, and another never rest. Edge-triggered waiting is woken by what
+  arrives after a receive has found nothing.
+- The end comes after the last octet, and stays. A connection that ends inside a message gives an error instead.
 - A descriptor that goes on being writable takes octets.
 - Whatever has been taken still arrives when the socket is shut down or closed.
 """
@@ -19,9 +18,8 @@ from __future__ import annotations
 import random
 import select
 import socket
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
 from gsssocks.testing._pair import PATIENCE_SECONDS
 
@@ -29,18 +27,20 @@ if TYPE_CHECKING:
     from gsssocks.testing._pair import Peer
 
     Pair = Callable[[random.Random], "tuple[socket.socket, Peer]"]
+    Receiver = Callable[[socket.socket, int, int], bytes]
+    Sender = Callable[[socket.socket, bytes, int], int]
 
 __all__ = ["check_stream"]
 
 MAX_STEPS = 60
 VAIN_TRIES = 1000
-"""Calls in a row that find nothing although the descriptor was ready: more of them is a program that spins."""
+"""Calls in a row that do nothing although the descriptor is ready: with more, a program spins."""
+SENDS_IN_A_ROW = 8
 SHORT_TIMEOUT_SECONDS = 0.001
-_EDGE = getattr(select, "EPOLLET", 0)
 
 
 def check_stream(pair: Pair, *, seed: int = 0, schedules: int = 100, first: int = 0) -> None:
-    """Plays random schedules over pairs, each over one of its own.
+    """Plays random schedules, each over a pair of its own.
 
     Args:
         pair: makes a connected socket, and the peer at its far end. It may draw choices of its own, such as sizes of
@@ -66,287 +66,458 @@ def check_stream(pair: Pair, *, seed: int = 0, schedules: int = 100, first: int 
             schedule.clear()
 
 
-class _Schedule:
-    """One random schedule: a pair, and what a TCP socket would have to do next."""
+class _Scene:
+    """The pair on which a schedule is played, and what has been done to it.
+
+    Attributes:
+        broken: whether a receive has told of a connection cut inside a message.
+    """
 
     def __init__(self, pair: Pair, choices: random.Random) -> None:
-        self._choices = choices
+        self.choices = choices
+        self.sock, self.peer = pair(choices)
+        self.edges = _Edges(self.sock)
+        self.broken = False
         self._notes: list[tuple[object, ...]] = []
-        self._sock, self._peer = pair(choices)
-        # Towards the socket: what the peer has written, and how much of it has been received.
-        self._said = bytearray()
-        self._heard = 0
-        self._peer_finished = False
-        self._drained = False
-        self._broken = False
-        # From the socket: what it was given, how much of that it has taken, and how much the peer has read.
-        self._given = bytearray()
-        self._taken = 0
-        self._read = 0
-        self._owing = False
-        self._unsure = False
-        self._finished = False
-        self._edges = _Edges(self._sock)
 
     def __str__(self) -> str:
         return "\n".join(" ".join(map(str, note)) for note in self._notes)
 
-    def play(self) -> None:
-        """Some random steps, and then whatever is left, to the end."""
-        for step in self._choices.choices(_STEPS, cum_weights=_WEIGHTS, k=self._choices.randint(1, MAX_STEPS)):
-            step(self)
-        if not self._hear_to_the_end():
-            return
-        if self._choices.random() < 0.7:
-            self._send_what_is_left()
-        self._hang_up()
+    def note(self, *note: object) -> None:
+        self._notes.append(note)
+
+    def some_data(self) -> bytes:
+        limit = self.choices.choice((0, 1, 1, 2, 50, 50, 50, 5000, 5000, 150_000))
+        return self.choices.randbytes(self.choices.randint(min(limit, 1), limit))
+
+    def limit_waiting(self, *, sure: bool = False) -> int:
+        """Makes the next call end in time: returns the flag to call it with.
+
+        Args:
+            sure: whether the call has no reason to wait.
+        """
+        chance = self.choices.random()
+        if chance < 0.02:
+            self.sock.settimeout(SHORT_TIMEOUT_SECONDS)
+        elif chance < 0.2 or (sure and chance < 0.4):
+            self.sock.settimeout(PATIENCE_SECONDS)
+            return 0 if sure else socket.MSG_DONTWAIT
+        else:
+            self.sock.settimeout(0)
+        return 0
+
+    def ready(self, event: int, patience: float = 0) -> bool:
+        return _ready(self.sock.fileno(), event, patience)
+
+    def duplicates(self) -> None:
+        """The socket is duplicated; one of the two goes on, the other is closed."""
+        duplicate = self.sock.dup()
+        if self.choices.random() < 0.5:
+            self.note("goes on with a duplicate")
+            self.sock, duplicate = duplicate, self.sock
+            self.edges.close()
+            self.edges = _Edges(self.sock)
+        duplicate.close()
 
     def clear(self) -> None:
         """Closes everything, without a trace in the kernel."""
-        self._edges.close()
+        self.edges.close()
         with suppress(OSError):
-            self._peer.reset()
-        self._sock.close()
+            self.peer.reset()
+        self.sock.close()
 
-    def _note(self, *note: object) -> None:
-        self._notes.append(note)
 
-    # What the peer does
+def _ready(fd: int, event: int, patience: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(patience * 1000))
 
-    def _peer_writes(self) -> None:
-        data = self._some_data()
-        if not self._peer_finished:
-            self._said += data
-            self._peer.write(data)
-            self._note("peer writes", len(data))
 
-    def _peer_releases(self) -> None:
-        held = self._peer.held
-        count = self._choices.choice((1, 2, 5, held // 2, held - 1, held, held, self._choices.randint(0, held)))
-        self._release(count)
+class _Edges:
+    """Edge-triggered waiting, by a program that receives until nothing is found, and then waits."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        self._waiting = self._seen = False
+        if self._epoll is not None:
+            self._epoll.register(sock, select.EPOLLIN | select.EPOLLET)
+
+    def wait(self) -> None:
+        """From now on, the program waits."""
+        self._look()
+        self._waiting, self._seen = True, False
+
+    def wait_no_more(self) -> None:
+        """The program has been woken, in whatever way."""
+        self._waiting = False
+
+    def due_and_missing(self) -> bool:
+        """Whether the program would sleep although it should have been woken by now."""
+        self._look()
+        return self._epoll is not None and self._waiting and not self._seen
+
+    def _look(self) -> None:
+        if self._epoll is not None and self._epoll.poll(0):
+            self._seen = True
+
+    def close(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
+
+
+class _Inward:
+    """From the peer to the socket: what the peer has said, and how much of it has been received."""
+
+    def __init__(self, scene: _Scene) -> None:
+        self._scene = scene
+        self._said = bytearray()
+        self._received = 0
+        self._finished = False
+        self._found_nothing = False
+
+    # The peer
+
+    def writes(self) -> None:
+        if self._finished:
+            return
+        data = self._scene.some_data()
+        self._scene.note("peer writes", len(data))
+        self._said += data
+        self._scene.peer.write(data)
+
+    def releases(self) -> None:
+        held = self._scene.peer.held
+        choices = self._scene.choices
+        self._release(choices.choice((1, 2, 5, held // 2, held - 1, held, held, choices.randint(0, held))))
 
     def _release(self, count: int) -> None:
-        if self._peer_finished or count < 1:
+        if self._finished or count < 1:
             return
-        released = self._peer.release(count)
+        released = self._scene.peer.release(count)
+        self._scene.note("peer releases", released)
         if released:
-            self._drained = False
-        self._note("peer releases", released)
+            self._found_nothing = False
 
-    def _peer_finishes(self) -> None:
-        if self._peer_finished:
+    def finishes(self) -> None:
+        if self._finished:
             return
-        if self._choices.random() < 0.7:
-            self._release(self._peer.held)
-        self._note("peer finishes")
-        self._peer_finished = True
-        self._drained = False
-        self._peer.finish()
+        if self._scene.choices.random() < 0.7:
+            self._release(self._scene.peer.held)
+        self._finish()
 
-    def _peer_reads(self) -> None:
-        data = self._peer.read()
-        self._note("peer reads", len(data))
-        self._check_read(data)
+    def _finish(self) -> None:
+        self._scene.note("peer finishes")
+        self._finished = True
+        self._found_nothing = False
+        self._scene.peer.finish()
 
-    def _check_read(self, data: bytes) -> None:
-        # The first octet that was not taken may be on its way with the others.
-        ahead = 1 if len(self._given) > self._taken else 0
-        assert self._read + len(data) <= self._taken + ahead, f"the peer got more than the {self._taken} octets taken"
+    # The socket
+
+    def receives(self) -> None:
+        choices = self._scene.choices
+        size = choices.choice((1, 1, 2, 3, 7, 100, 5000, 70_000, choices.randint(1, 300)))
+        self._receive(choices.choice(_RECEIVERS), size, choices.choice(_RECEIVE_FLAGS))
+
+    def _receive(self, receive: Receiver, size: int, flags: int) -> None:
+        scene = self._scene
+        arrived, expected = self._arrived(), self._expected()
+        if flags & socket.MSG_WAITALL and not (arrived and len(expected) >= size):
+            flags = 0
+        flags |= scene.limit_waiting(sure=bool(arrived and expected))
+        call = f"{receive.__name__}({size}, {flags:#x}) ->"
+        try:
+            data = receive(scene.sock, size, flags)
+        except (BlockingIOError, socket.timeout):
+            scene.note(call, "nothing")
+            self._take_note_of_nothing(arrived=arrived, expected=expected)
+        except OSError as error:
+            scene.note(call, repr(error))
+            self._take_note_of_break(error)
+        else:
+            scene.note(call, len(data))
+            self._take_note_of_data(data, size, flags, expected)
+
+    def _arrived(self) -> bool:
+        """Whether it is certain that all that has left the peer has arrived."""
+        return self._scene.peer.arrived(self._scene.sock)
+
+    def _expected(self) -> bytes:
+        """What is to be received next: all of it, if it has arrived."""
+        return bytes(self._said[self._received : self._scene.peer.delivered])
+
+    def _take_note_of_data(self, data: bytes, size: int, flags: int, expected: bytes) -> None:
+        assert len(data) <= size, "more was received than asked for"
+        assert expected.startswith(data), "other data was received than was sent"
+        assert not self._scene.broken, "something was received behind an error"
+        if flags & socket.MSG_WAITALL:
+            assert len(data) == size, "MSG_WAITALL stopped short of what had arrived"
+        if not data:
+            assert self._finished, "the end was received, and the peer has not finished"
+            assert not expected, f"the end was received, with {len(expected)} octets still to come"
+            assert not self._scene.peer.inside_message, "a cut inside a message passed for the end"
+        if not flags & socket.MSG_PEEK:
+            self._received += len(data)
+        self._scene.edges.wait_no_more()
+
+    def _take_note_of_nothing(self, *, arrived: bool, expected: bytes) -> None:
+        if not arrived or self._finished:
+            self._scene.edges.wait_no_more()
+            return
+        assert not expected, f"nothing was received although {len(expected)} octets had arrived"
+        assert not self._scene.ready(select.POLLIN), "readable, and a receive has just found nothing"
+        self._found_nothing = True
+        self._scene.edges.wait()
+
+    def _take_note_of_break(self, error: OSError) -> None:
+        cut = self._finished and self._scene.peer.inside_message and not self._expected()
+        assert cut, f"a receive failed although the connection was not cut inside a message: {error!r}"
+        self._scene.broken = True
+
+    def looks(self) -> None:
+        scene = self._scene
+        readable = scene.ready(select.POLLIN)
+        scene.note("readable" if readable else "not readable")
+        if self._expected() and self._arrived():
+            assert readable, "data has arrived, and the descriptor is not readable"
+            assert not scene.edges.due_and_missing(), "data has arrived since a receive found nothing, without an edge"
+        if self._found_nothing:
+            assert not readable, "readable, and nothing has arrived since a receive found nothing"
+
+    def goes_to_the_end(self) -> None:
+        """All that the peer has to say is received, and the end."""
+        scene, vain = self._scene, 0
+        while not scene.broken and (vain == 0 or not self._at_end()):
+            self._release(scene.peer.held)
+            if not self._finished and not scene.peer.held:
+                self._finish()
+            assert scene.ready(select.POLLIN, PATIENCE_SECONDS), "there is more to come, and no readability"
+            before = self._received
+            self._receive(socket.socket.recv, 65536, 0)
+            vain = 0 if self._received > before else vain + 1
+            assert vain < VAIN_TRIES, "readable, and nothing is received"
+
+    def _at_end(self) -> bool:
+        return self._finished and not self._expected() and not self._scene.peer.inside_message
+
+
+class _Outward:
+    """From the socket to the peer: what the socket was given, how much of it was taken, and how much has arrived."""
+
+    def __init__(self, scene: _Scene) -> None:
+        self._scene = scene
+        self._given = bytearray()
+        self._taken = 0
+        self._read = 0
+        self._partly_taken = False
+        self._unsure = False
+        self._finished = False
+
+    # The peer
+
+    def peer_reads(self) -> None:
+        data = self._scene.peer.read()
+        self._scene.note("peer reads", len(data))
+        # The first octet that was not taken may be on its way with those that were.
+        ahead = 1 if self._partly_taken else 0
+        most = len(self._given) if self._unsure else self._taken + ahead
+        assert self._read + len(data) <= most, f"the peer got {self._read + len(data)} octets, {self._taken} were sent"
         assert self._given.startswith(data, self._read), "the peer got other data than was sent"
         self._read += len(data)
 
-    # Receiving
+    # The socket
 
-    def _receives(self) -> None:
-        size = self._choices.choice((1, 1, 2, 3, 7, 100, 5000, 70_000, self._choices.randint(1, 300)))
-        receive = self._choices.choice(_RECEIVERS)
-        flags = socket.MSG_PEEK if self._choices.random() < 0.15 else 0
-        certain, expected = self._peer.arrived(self._sock), self._expected()
-        if certain and len(expected) >= size and self._choices.random() < 0.1:
-            flags = socket.MSG_WAITALL
-        flags |= self._limit_waiting(certain=bool(certain and expected))
+    def sends(self) -> None:
+        if not self._may_send():
+            return
+        send = self._scene.choices.choice(_SENDERS)
+        if self._finished:
+            self._fail_to_send(send)
+        else:
+            self._send(send, self._more())
+
+    def _may_send(self) -> bool:
+        return not self._unsure and not self._scene.broken
+
+    def _more(self) -> bytes:
+        """What to send next: it begins with what has not been taken."""
+        self._given += self._scene.some_data()
+        return bytes(self._given[self._taken :])
+
+    def _send(self, send: Sender, data: bytes, flags: int | None = None) -> int:
+        """Returns how many octets were taken."""
+        if flags is None:
+            flags = self._scene.limit_waiting()
+        call = f"{send.__name__}({len(data)} octets, {flags:#x}) ->"
         try:
-            data = receive(self._sock, size, flags)
+            count = send(self._scene.sock, data, flags)
         except (BlockingIOError, socket.timeout):
-            self._note(receive.__name__, size, flags, "-> nothing")
-            assert not (certain and expected), f"nothing was received although {len(expected)} octets had arrived"
-            self._found_nothing(certain=certain)
-        except OSError as error:
-            self._note(receive.__name__, size, flags, "->", error)
-            self._accept_break(error)
-        else:
-            self._note(receive.__name__, size, flags, "->", len(data), "octets")
-            self._take_in(data, size, expected, flags)
+            self._scene.note(call, "nothing")
+            if not self._partly_taken and self._scene.choices.random() < 0.5:
+                del self._given[self._taken :]
+            return 0
+        self._scene.note(call, count)
+        assert 0 <= count <= len(data), f"{count} of {len(data)} octets were taken"
+        assert count or not data, "nothing was taken, and there was no error"
+        self._taken += count
+        self._partly_taken = self._taken < len(self._given)
+        return count
 
-    def _expected(self) -> bytes:
-        """What the next receive may return, no matter how much of it has arrived."""
-        return bytes(self._said[self._heard : self._peer.delivered])
-
-    def _take_in(self, data: bytes, size: int, expected: bytes, flags: int) -> None:
-        assert len(data) <= size, "more was received than asked for"
-        assert expected.startswith(data), "other data was received than was sent"
-        if flags & socket.MSG_WAITALL:
-            assert len(data) == size, "MSG_WAITALL stopped short of what had arrived"
-        assert not self._broken, "a receive succeeded behind an error"
-        if not data:
-            assert self._peer_finished, "the end was received, and the peer has not finished"
-            assert not expected, f"the end was received, and {len(expected)} octets had not been"
-            assert not self._peer.inside_message, "a cut in the middle of a message passed for an end"
-        if not flags & socket.MSG_PEEK:
-            self._heard += len(data)
-            self._edges.disarm()
-
-    def _accept_break(self, error: OSError) -> None:
-        cut = self._peer_finished and self._peer.inside_message and not self._expected()
-        assert cut, f"a receive failed, although the connection was not cut in the middle of a message: {error!r}"
-        self._broken = True
-
-    def _found_nothing(self, *, certain: bool) -> None:
-        if not certain or self._peer_finished:
-            self._edges.disarm()
-            return
-        self._drained = True
-        self._edges.arm()
-        assert not self._ready(select.POLLIN), "readable, and a receive has just found nothing"
-
-    def _limit_waiting(self, *, certain: bool) -> int:
-        """Sees to it that the next call ends: the flag to call it with."""
-        chance = self._choices.random()
-        if certain and chance < 0.3:
-            self._sock.settimeout(PATIENCE_SECONDS)
-        elif chance < 0.4:
-            self._sock.settimeout(PATIENCE_SECONDS)
-            return socket.MSG_DONTWAIT
-        elif chance < 0.43:
-            self._sock.settimeout(SHORT_TIMEOUT_SECONDS)
-        else:
-            self._sock.settimeout(0)
-        return 0
-
-    # Readiness
-
-    def _looks(self) -> None:
-        readable = self._ready(select.POLLIN)
-        self._note("readable" if readable else "not readable")
-        if self._expected() and self._peer.arrived(self._sock):
-            assert readable, "data has arrived, and the descriptor is not readable"
-            assert self._edges.seen(), "data has arrived since a receive found nothing, and there was no edge"
-        if self._drained:
-            assert not readable, "readable, and nothing has arrived since a receive found nothing"
-
-    def _ready(self, event: int, patience: float = 0) -> bool:
-        poll = select.poll()
-        poll.register(self._sock, event)
-        return bool(poll.poll(patience * 1000))
-
-    # Sending
-
-    def _sends(self) -> None:
-        if self._given_up_sending():
-            return
-        send = self._choices.choice(_SENDERS)
-        offer = self._offer(self._some_data())
-        if not self._finished:
-            self._send(send, offer, self._limit_waiting(certain=False))
-            return
-        self._note(send.__name__, len(offer), "after shutdown")
-        self._sock.settimeout(0)
+    def _fail_to_send(self, send: Sender) -> None:
+        self._scene.note(send.__name__, "after shutdown")
+        self._scene.sock.settimeout(0)
         try:
-            send(self._sock, b"more", 0)
+            send(self._scene.sock, b"more", 0)
         except BrokenPipeError:
             return
         raise AssertionError("data was taken after shutdown(SHUT_WR)")
 
-    def _sends_all(self) -> None:
-        if self._given_up_sending() or self._finished:
+    def sends_until_full(self) -> None:
+        """It must not go on being said that there is room, and nothing be taken."""
+        vain = 0
+        self._scene.sock.settimeout(0)
+        for _ in range(SENDS_IN_A_ROW):
+            data = self._more() if self._may_send() and not self._finished else b""
+            while data and self._scene.ready(select.POLLOUT):
+                if self._send(socket.socket.send, data, 0):
+                    break
+                vain += 1
+                assert vain < VAIN_TRIES, "writable, and nothing is taken"
+                data = bytes(self._given[self._taken :])
+
+    def sends_all(self) -> None:
+        if self._finished or not self._may_send():
             return
-        offer = self._offer(self._some_data())
-        flags = self._limit_waiting(certain=False)
+        data, flags = self._more(), self._scene.limit_waiting()
+        call = f"sendall({len(data)} octets, {flags:#x}) ->"
         try:
-            self._sock.sendall(offer, flags)
+            self._scene.sock.sendall(data, flags)
         except (BlockingIOError, socket.timeout):
-            # There is no telling how much of it has been taken, and no way to go on.
+            # There is no telling how much has been taken, and so no going on.
+            self._scene.note(call, "a part")
             self._unsure = True
         else:
+            self._scene.note(call, "all")
             self._taken = len(self._given)
-            self._owing = False
-        self._note("sendall", len(offer), flags, "-> unknown" if self._unsure else "")
+            self._partly_taken = False
 
-    def _given_up_sending(self) -> bool:
-        return self._unsure or self._broken
-
-    def _offer(self, more: bytes) -> bytes:
-        """What to send next: it begins with what was to be sent before and has not been taken."""
-        if not self._finished:
-            self._given += more
-        return bytes(self._given[self._taken :])
-
-    def _send(self, send: Callable[[socket.socket, bytes, int], int], offer: bytes, flags: int) -> int:
-        """Returns how many octets were taken."""
-        try:
-            count = send(self._sock, offer, flags)
-        except (BlockingIOError, socket.timeout):
-            self._note(send.__name__, len(offer), flags, "-> nothing")
-            if not self._owing and self._choices.random() < 0.5:
-                # Nothing of it has been taken, and a program is free to send something else then.
-                del self._given[self._taken :]
-            return 0
-        self._note(send.__name__, len(offer), flags, "->", count)
-        assert 0 <= count <= len(offer), f"{count} of {len(offer)} octets sent"
-        assert count or not offer, "no octet was taken, and there was no error"
-        self._taken += count
-        self._owing = self._taken < len(self._given)
-        return count
-
-    def _sends_until_full(self) -> None:
-        """Sends for as long as there is room: it must not go on being said that there is, and nothing be taken."""
-        if self._given_up_sending() or self._finished:
+    def shuts_down(self) -> None:
+        if self._finished or self._scene.broken:
             return
-        self._sock.settimeout(0)
-        vain = 0
-        for _ in range(VAIN_TRIES):
-            if not self._ready(select.POLLOUT) or vain > VAIN_TRIES:
-                break
-            offer = self._offer(b"" if self._taken < len(self._given) else self._some_data() or b"x")
-            vain = 0 if self._send(socket.socket.send, offer, 0) else vain + 1
-        assert vain <= VAIN_TRIES, "writable, and nothing is taken"
-
-    def _shuts_down(self) -> None:
-        if self._finished or self._given_up_sending():
-            return
-        self._note("shutdown(SHUT_WR)")
-        self._sock.shutdown(socket.SHUT_WR)
+        self._scene.note("shutdown(SHUT_WR)")
         self._finished = True
+        self._scene.sock.shutdown(socket.SHUT_WR)
 
-    # Other
+    def goes_to_the_end(self) -> None:
+        """What was taken arrives, and the end; what was not is sent before, or given up."""
+        if self._scene.choices.random() < 0.7:
+            self._send_the_rest()
+        if self._scene.choices.random() < 0.5:
+            self.shuts_down()
+        else:
+            self._scene.note("close")
+            self._scene.edges.close()
+            self._scene.sock.close()
+        if not self._scene.broken:
+            self._read_to_the_end()
 
-    def _duplicates(self) -> None:
-        duplicate = self._sock.dup()
-        if self._choices.random() < 0.5:
-            self._sock, duplicate = duplicate, self._sock
-            self._edges.close()
-            self._edges = _Edges(self._sock)
-            self._note("goes on with a duplicate")
-        duplicate.close()
-
-    def _some_data(self) -> bytes:
-        limit = self._choices.choice((0, 1, 1, 2, 50, 50, 50, 5000, 5000, 150_000))
-        return self._choices.randbytes(self._choices.randint(min(limit, 1), limit))
-
-    # To the end
-
-    def _hear_to_the_end(self) -> bool:
-        """Receives all that the peer has to say; False if that was cut short."""
-        self._sock.settimeout(0)
+    def _send_the_rest(self) -> None:
         vain = 0
-        while not self._broken:
-            if not self._peer_finished:
-                self._release(self._peer.held)
-                if not self._peer.held:
-                    self._peer_finishes()
-            assert self._ready(select.POLLIN, PATIENCE_SECONDS), "something is to come, and it never became readable"
-            before = self._heard
-            self._receives_piece()
-            vain = 0 if self._heard > before else vain + 1
-            if vain and self._peer_finished and not self._expected()
-        return not self._broken
+        while self._taken < len(self._given) and not self._finished and self._may_send():
+            self.peer_reads()
+            assert self._scene.ready(select.POLLOUT, PATIENCE_SECONDS), "the peer reads, and there is no room"
+            sent = self._send(socket.socket.send, bytes(self._given[self._taken :]), 0)
+            vain = 0 if sent else vain + 1
+            assert vain < VAIN_TRIES, "writable, and nothing is taken"
+
+    def _read_to_the_end(self) -> None:
+        while not self._scene.peer.ended:
+            assert _ready(self._scene.peer.fileno(), select.POLLIN, PATIENCE_SECONDS), "no more arrives at the peer"
+            self.peer_reads()
+        assert self._read >= self._taken, f"{self._taken} octets were sent, and {self._read} arrived"
+
+
+def recv(sock: socket.socket, size: int, flags: int) -> bytes:
+    return sock.recv(size, flags)
+
+
+def recv_into(sock: socket.socket, size: int, flags: int) -> bytes:
+    buffer = bytearray(size)
+    return bytes(buffer[: sock.recv_into(buffer, 0, flags)])
+
+
+def recv_into_part(sock: socket.socket, size: int, flags: int) -> bytes:
+    buffer = bytearray(size + 10)
+    count = sock.recv_into(buffer, size, flags)
+    assert not any(buffer[count:]), "the buffer was written to behind what was received"
+    return bytes(buffer[:count])
+
+
+def recvfrom(sock: socket.socket, size: int, flags: int) -> bytes:
+    return sock.recvfrom(size, flags)[0]
+
+
+def recvfrom_into(sock: socket.socket, size: int, flags: int) -> bytes:
+    buffer = bytearray(size)
+    return bytes(buffer[: sock.recvfrom_into(buffer, 0, flags)[0]])
+
+
+def recvmsg(sock: socket.socket, size: int, flags: int) -> bytes:
+    return sock.recvmsg(size, 0, flags)[0]
+
+
+def recvmsg_into(sock: socket.socket, size: int, flags: int) -> bytes:
+    buffers = [bytearray(size // 3), bytearray(size - size // 3)]
+    return b"".join(buffers)[: sock.recvmsg_into(buffers, 0, flags)[0]]
+
+
+def send(sock: socket.socket, data: bytes, flags: int) -> int:
+    return sock.send(data, flags)
+
+
+def sendto(sock: socket.socket, data: bytes, flags: int) -> int:
+    return sock.sendto(data, flags, sock.getpeername())
+
+
+def sendmsg(sock: socket.socket, data: bytes, flags: int) -> int:
+    middle = len(data) // 3
+    return sock.sendmsg([data[:middle], b"", data[middle:]], [], flags)
+
+
+_RECEIVERS: list[Receiver] = [recv, recv, recv_into, recv_into_part, recvfrom, recvfrom_into, recvmsg, recvmsg_into]
+_RECEIVE_FLAGS = (0, 0, 0, 0, 0, 0, 0, socket.MSG_PEEK, socket.MSG_PEEK, socket.MSG_WAITALL)
+_SENDERS: list[Sender] = [send, send, sendto, sendmsg]
+
+
+class _Schedule:
+    """Random steps, and then whatever is left, to the end of both directions."""
+
+    def __init__(self, pair: Pair, choices: random.Random) -> None:
+        self._scene = _Scene(pair, choices)
+        self._inward = _Inward(self._scene)
+        self._outward = _Outward(self._scene)
+
+    def __str__(self) -> str:
+        return str(self._scene)
+
+    def play(self) -> None:
+        weighted: list[tuple[Callable[[], None], int]] = [
+            (self._inward.writes, 40),
+            (self._inward.releases, 60),
+            (self._inward.receives, 80),
+            (self._inward.looks, 40),
+            (self._inward.finishes, 2),
+            (self._outward.sends, 40),
+            (self._outward.sends_until_full, 5),
+            (self._outward.sends_all, 5),
+            (self._outward.peer_reads, 30),
+            (self._outward.shuts_down, 2),
+            (self._scene.duplicates, 4),
+        ]
+        steps, weights = zip(*weighted)
+        for step in self._scene.choices.choices(steps, weights, k=self._scene.choices.randint(1, MAX_STEPS)):
+            step()
+        self._inward.goes_to_the_end()
+        self._outward.goes_to_the_end()
+
+    def clear(self) -> None:
+        self._scene.clear()

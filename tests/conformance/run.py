@@ -12,13 +12,15 @@ import argparse
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 from gsssocks.testing import Realm
-from tests.conformance.excused import EXCUSED
 from tests.conformance.suites import MODES, MODULES, compare
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.conformance.suites import Comparison
 
 
@@ -34,7 +36,7 @@ def main() -> int:
             for comparison in of_module
         ]
     for comparison in comparisons:
-        _report(comparison)
+        sys.stdout.writelines(f"{line}\n" for line in _report(comparison))
     return 1 if any(comparison.faults() for comparison in comparisons) else 0
 
 
@@ -45,18 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(comparison: Comparison) -> None:
-    print(
+def _report(comparison: Comparison) -> Iterator[str]:
+    yield (
         f"Python {platform.python_version()} {comparison.module} {comparison.mode}: "
         f"{len(comparison.passed)} of {len(comparison.expected)} tests that pass directly; "
-        f"{comparison.tried} connections tried, {comparison.reached} of them at the proxy, "
-        f"which granted {comparison.granted}"
+        f"{comparison.tried} connections tried, {comparison.reached} at the proxy, {comparison.granted} granted by it"
     )
     for test in comparison.excused:
-        outcome = comparison.results[test].outcome if test in comparison.results else "not run"
-        print(f"    excused: {test} {outcome}")
+        yield f"    excused: {test} {comparison.results[test].outcome}"
     for fault in comparison.faults():
-        print("    FAULT:", fault.replace("\n", "\n        "))
+        yield f"    FAULT: {indent(fault, ' ' * 8).strip()}"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ that never came back.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import socket
 import sys
@@ -92,10 +93,11 @@ class Journal(unittest.TestResult):
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
         super().addError(test, err)
-        self._note("failed", self.errors[-1][1])
-        if not isinstance(test, unittest.TestCase):
-            # No test has begun: it is the fixture of a class or of the module.
-            self._write(id=test.id(), outcome=self._outcome, detail=self._detail, connects=[])
+        detail = self.errors[-1][1]
+        if _is_fixture(test):
+            self._write(id=test.id(), outcome="failed", detail=detail, connects=[])
+        else:
+            self._note("failed", detail)
 
     def addFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
         super().addFailure(test, err)
@@ -126,6 +128,11 @@ class Journal(unittest.TestResult):
         print(json.dumps(line), file=self._output, flush=True)
 
 
+def _is_fixture(test: object) -> bool:
+    """Whether what failed is the fixture of a class or of the module, in whose place unittest puts a stand-in."""
+    return not isinstance(test, unittest.TestCase)
+
+
 def main() -> None:
     """The command line."""
     plan_path, journal_path = map(Path, sys.argv[1:])
@@ -139,10 +146,9 @@ def main() -> None:
 
 
 def _prepare_support() -> None:
-    from test import support
-
+    support: Any = importlib.import_module("test.support")
     # Everything, however long it takes, except what needs the Internet.
-    support.use_resources = ["cpu", "walltime"]  # type: ignore[attr-defined,unused-ignore]
+    support.use_resources = ["cpu", "walltime"]
     support.verbose = 0
 
 
