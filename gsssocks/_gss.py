@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from gssapi import raw
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import gssapi
     from gssapi.raw.named_tuples import InquireContextResult
 
-__all__ = ["Acceptor", "Initiator"]
+__all__ = ["Acceptor", "Credential", "Initiator", "credential", "ticket_flags"]
 
 _Flag = raw.RequirementFlag
 
@@ -101,6 +101,24 @@ def _shown(name: raw.Name | None) -> str | None:
 
 def _mechanism(mechanism: str | None) -> raw.OID | None:
     return None if mechanism is None else raw.OID.from_int_seq(MECHANISMS.get(mechanism.lower(), mechanism))
+
+
+def _acquire(
+    principal: str | None, ccache: str | None, keytab: str | None, mechanism: raw.OID | None
+) -> raw.Creds | None:
+    """The configured credential, or None: the mechanism's default, looked for anew so that a later kinit counts."""
+    if not (principal or ccache or keytab):
+        return None
+    name = _name(principal, raw.NameType.user) if principal else None
+    mechanisms = [mechanism] if mechanism else None
+    store: dict[bytes | str, bytes | str] = {}
+    if ccache:
+        store[b"ccache"] = ccache.encode()
+    if keytab:
+        store[b"client_keytab"] = keytab.encode()
+    if not store:
+        return raw.acquire_cred(name, mechs=mechanisms, usage="initiate").creds
+    return raw.acquire_cred_from(store, name, mechs=mechanisms, usage="initiate").creds
 
 
 class _Context:
@@ -224,7 +242,7 @@ class Initiator(_Context):
         try:
             if self._target_handle is None:
                 self._target_handle = self._import_target()
-                self._credential = self._acquire()
+                self._credential = _acquire(self._principal, self._ccache, self._keytab, self._mechanism)
             result = raw.init_sec_context(
                 self._target_handle, self._credential, self._context, self._mechanism, self._flags, input_token=token
             )
@@ -245,25 +263,50 @@ class Initiator(_Context):
         host_based = "/" not in self._target
         return _name(self._target, raw.NameType.hostbased_service if host_based else raw.NameType.kerberos_principal)
 
-    def _acquire(self) -> raw.Creds | None:
-        """The configured credential, or None: the mechanism's default, looked for anew so that a later kinit counts."""
-        if not (self._principal or self._ccache or self._keytab):
-            return None
-        name = _name(self._principal, raw.NameType.user) if self._principal else None
-        mechanisms = [self._mechanism] if self._mechanism else None
-        store: dict[bytes | str, bytes | str] = {}
-        if self._ccache:
-            store[b"ccache"] = self._ccache.encode()
-        if self._keytab:
-            store[b"client_keytab"] = self._keytab.encode()
-        if not store:
-            return raw.acquire_cred(name, mechs=mechanisms, usage="initiate").creds
-        return raw.acquire_cred_from(store, name, mechs=mechanisms, usage="initiate").creds
+    def krb5_ticket_flags(self) -> int:
+        """The flags of the ticket behind a complete context (RFC 4120, section 5.3); 0 where the mechanism has none."""
+        try:
+            return int(raw.krb5_get_tkt_flags(self._established()))
+        except (AttributeError, raw.GSSError):
+            return 0
 
     def _attempt(self) -> str:
         who = self._principal or "the default principal"
         cache = self._ccache or os.environ.get("KRB5CCNAME") or "the default cache"
         return f"no security context with {self._target} for {who} from {cache}"
+
+
+class Credential(NamedTuple):
+    """What is known of an initiator's credential."""
+
+    principal: str
+    lifetime: int | None
+    """Seconds; None where it never expires."""
+    cache: str
+
+
+def credential(*, principal: str | None = None, ccache: str | None = None, keytab: str | None = None) -> Credential:
+    """The credential that an `Initiator` with these arguments would use.
+
+    Raises:
+        AuthenticationError: there is none; the message says why and what to do.
+    """
+    cache = ccache or os.environ.get("KRB5CCNAME") or "the default cache"
+    try:
+        acquired = _acquire(principal, ccache, keytab, None) or raw.acquire_cred(None, usage="initiate").creds
+        details = raw.inquire_cred(acquired)
+    except raw.GSSError as error:
+        raise _authentication_error(error, f"no credential in {cache}") from error
+    return Credential(_shown(details.name) or "", details.lifetime, cache)
+
+
+_TKT_FORWARDABLE, _TKT_OK_AS_DELEGATE = 0x40000000, 0x00040000  # RFC 4120, section 5.3, and RFC 4120, section 2.8
+
+
+def ticket_flags(context: Initiator) -> tuple[bool, bool]:
+    """Whether the ticket of a complete context is forwardable, and whether the KDC marks its service ok-as-delegate."""
+    flags = context.krb5_ticket_flags()
+    return bool(flags & _TKT_FORWARDABLE), bool(flags & _TKT_OK_AS_DELEGATE)
 
 
 class Acceptor(_Context):

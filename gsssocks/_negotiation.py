@@ -167,6 +167,7 @@ class ClientNegotiation(Negotiation):
     Attributes:
         records: the record layer to go on with, once complete.
         bound: the address in the reply, once complete.
+        agreed: the protection level, once the proxy has answered.
     """
 
     def __init__(
@@ -181,6 +182,7 @@ class ClientNegotiation(Negotiation):
     ) -> None:
         super().__init__()
         self.bound: Address | None = None
+        self.agreed: ProtectionLevel | None = None
         self._context = context
         self._request = request
         self._proxy = proxy
@@ -276,7 +278,7 @@ class ClientNegotiation(Negotiation):
         self.records = self._records(self._level)
         if self._pipelined:
             self._to_send += self.records.protect(self._request.encode())
-        agreed = yield from self._level_answer()
+        agreed = self.agreed = yield from self._level_answer()
         if agreed != self._level:
             self._check_granted(agreed)
             self.records = self._records(agreed)

@@ -8,7 +8,7 @@ made.
 from __future__ import annotations
 
 from select import select
-from socket import SocketType, getaddrinfo, socket
+from socket import SocketType, getaddrinfo, gethostbyaddr, socket
 from threading import Thread
 
-__all__ = ["SocketType", "Thread", "getaddrinfo", "select", "socket"]
+__all__ = ["SocketType", "Thread", "getaddrinfo", "gethostbyaddr", "select", "socket"]

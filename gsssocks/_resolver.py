@@ -49,8 +49,8 @@ class Placeholders:
     Args:
         ipv4, ipv6: the ranges, in CIDR notation.
         limit: how many names to remember; the one that has not been used for longest is then forgotten. None is half
-            of the smaller range: an address then means another name only after tens of thousands of names have come
-            after its own, and a free one is never far.
+            of the smaller range, 65,535 of the default ones, for at most some 25 MB: a free address is never far then,
+            and none means another name before so many others have come after its own.
 
     Raises:
         ValueError: a range is none, or has no room for `limit` names.
@@ -132,13 +132,14 @@ class _Query(NamedTuple):
     flags: Any = 0
 
     def wants_tcp(self) -> bool:
-        """Whether the answer may serve to open a TCP connection, and no other purpose.
+        """Whether a name is to be looked up, and the answer may serve to open a TCP connection and no other purpose.
 
         An address to listen on (AI_PASSIVE) is one of this machine; AI_NUMERICHOST forbids lookups itself; and UDP
         does not go through the proxy.
         """
         return (
-            isinstance(self.flags, int)
+            isinstance(self.host, (str, bytes))
+            and isinstance(self.flags, int)
             and not self.flags & (socket.AI_PASSIVE | socket.AI_NUMERICHOST)
             and self.type in (0, socket.SOCK_STREAM)
             and self.proto in (0, socket.IPPROTO_TCP)

@@ -321,7 +321,7 @@ class GSSSocket(socket.socket):
             return super().sendfile(file, offset, count)
         return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
 
-    def _sendfile_use_sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
+    def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
             return cast("int", super()._sendfile_use_sendfile(file, offset, count))  # type: ignore[misc]
         try:

@@ -26,7 +26,7 @@ FLOORS: dict[str, int] = {
     for floor, names in {
         10: ["", "cli", "__main__", "_inject", "_injection"],
         9: ["adapters", "_startup"],
-        8: ["_patch"],
+        8: ["_patch", "_check"],
         7: ["_tls", "_resolver", "server"],
         6: ["_socket"],
         5: ["_udp", "_bind", "_relay", "_tunnel"],
@@ -38,7 +38,7 @@ FLOORS: dict[str, int] = {
     }.items()
     for name in names
 }
-NEIGHBOURS = {("_gss", "_security"), ("__main__", "cli"), ("cli", "_injection"), ("cli", ""), ("adapters", "adapters")}
+NEIGHBOURS = {("_gss", "_security"), ("__main__", "cli"), ("cli", "_injection"), ("cli", ""), ("cli", "_check"), ("adapters", "adapters")}
 
 # Third-party packages whose rooms are fixed; any other has at most one.
 ROOMS = {"gssapi": {"_gss"}, "wrapt": {"_patch"}, "socks": {"exceptions", "adapters.pysocks"}}
@@ -124,7 +124,7 @@ IMPORTS = all_imports()
 
 def allowed(importer: str, imported: str) -> bool:
     upper, lower = room(importer), room(imported)
-    if upper == lower in ("_protocol", "_config") or (upper, lower) in NEIGHBOURS:
+    if upper == lower in ("_protocol", "_config", "server") or (upper, lower) in NEIGHBOURS:
         return True
     return lower in FLOORS and FLOORS[upper] > FLOORS[lower]
 

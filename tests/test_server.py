@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import resource
@@ -19,7 +20,8 @@ import gssapi
 import pytest
 
 import gsssocks
-from gsssocks.server import ProxyServer, Session, _reply_code
+from gsssocks.server import ProxyServer, Session
+from gsssocks.server._client import Client, reply_code
 from tests.peers.targets import EchoServer, SinkServer, SourceServer, octets
 
 if TYPE_CHECKING:
@@ -568,7 +570,7 @@ class TestRefusals:
         ],
     )
     def test_replies_to_what_cannot_be_brought_about_here(self, error: OSError, code: int) -> None:
-        assert _reply_code(error) == code
+        assert reply_code(error) == code
 
 
 @contextmanager
@@ -794,6 +796,27 @@ class TestHostileClients:
             client.send_data(b"data")
             assert client.receive_data() == b"data"
 
+    def test_empty_messages_without_end_do_not_hold_up_stop(self, proxy: ProxyServer) -> None:
+        with Target() as target, ByHand(proxy) as client:
+            client.connect(target.address)
+
+            def flood() -> None:
+                with suppress(ConnectionError):
+                    while True:
+                        client.send_data(b"")
+
+            with ThreadPoolExecutor() as pool:
+                flooding = pool.submit(flood)
+                until(lambda: proxy.sessions[-1].tokens_received > 1000)
+                proxy.stop()
+                flooding.result(LIMIT)
+
+    def test_a_refused_client_that_goes_on_is_cut_off(self, proxy: ProxyServer) -> None:
+        with ByHand(proxy) as client:
+            client.send(b"\x05\x01\x00")
+            with pytest.raises(ConnectionError):
+                client.send(bytes(256 << 20))
+
     @pytest.mark.parametrize("reset", [False, True])
     def test_an_end_after_every_octet_of_the_conversation(self, echo: EchoServer, *, reset: bool) -> None:
         ended: list[Session] = []
@@ -976,6 +999,18 @@ class TestWhatItTells:
                 socket.create_connection(proxy.address, LIMIT).close()
             until(lambda: len(ended) == 1001)
             assert len(proxy.sessions) == 1000
+
+    def test_remembers_no_connection_with_a_session(self, echo: EchoServer) -> None:
+        with serving(levels=["integrity"]) as proxy:
+            with pytest.raises(gsssocks.ProtectionError):
+                through(proxy, echo.address)
+            with pytest.raises(ConnectionRefusedError), Target() as target:
+                target.__exit__()
+                through(proxy, target.address, protection="integrity")
+            assert all(session.ended.wait(LIMIT) and session.error for session in proxy.sessions)
+            until(lambda: len(server_threads()) == 1)
+            gc.collect()
+            assert not [thing for thing in gc.get_objects() if isinstance(thing, Client)]
 
     def test_its_url(self) -> None:
         with ProxyServer() as proxy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass, field, fields
@@ -135,12 +136,15 @@ class Proxy:
         """
         if not isinstance(url, str):
             raise TypeError(f"a proxy URL is a string, not {type(url).__name__}")
-        shown = _PASSWORD.sub(r"\1:***@", url)
+        shown = without_password(url)
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError as error:
-            raise ValueError(f"bad proxy URL {shown!r}: {error}") from error
+        except ValueError:
+            # Not urlsplit's own words: they may quote the password.
+            raise ValueError(
+                f"bad proxy URL {shown!r}: the host must be a name or an address ([…] around IPv6), the port 1 to 65535"
+            ) from None
         try:
             arguments = {**(defaults or {}), **_url_arguments(parts, port), **options}
             return cls(**arguments)  # type: ignore[arg-type]  # __post_init__ checks what came as text
@@ -169,6 +173,19 @@ class Proxy:
             return cls.from_url(url, defaults=defaults, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"environment variable {variable}: {error}") from error
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown. It may be malformed in any way: what could be a password is left out."""
+    scheme, slashes, rest = url.partition("//")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    port = authority.rpartition(":")[2]
+    if "@" not in authority and ":" in authority and "@" in rest and not port.isdigit():
+        authority = rest[: rest.rindex("@") + 1]  # a password that holds one of "/?#"
+    user, colon, _ = authority.rpartition("@")[0].partition(":")
+    if not colon:
+        return url
+    return f"{scheme}{slashes}{user}:***@{rest[authority.rindex('@') + 1 :]}"
 
 
 def environ_url(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -228,6 +245,16 @@ def _check_text(name: str, value: object) -> None:
 
 def _check_host(host: str) -> None:
     try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return
+    if set(host) & set(":/?#@[]%"):
+        raise ValueError(
+            f"proxy host is no host name or address: {host!r}; give the port apart, as in Proxy(host, port)"
+        )
+    try:
         encoded = host.rstrip(".").encode("idna")
     except UnicodeError as error:
         raise ValueError(f"proxy host is no host name: {host!r} ({error})") from None
@@ -274,4 +301,3 @@ def parsed_option(name: str, text: str, source: str) -> object:
 URL_OPTIONS: tuple[str, ...] = tuple(option.name for option in fields(Proxy) if option.metadata.get("url"))
 """The options that may be given as text: in a URL, a variable or a file."""
 _OID = re.compile(r"\d+(\.\d+)+")
-_PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")

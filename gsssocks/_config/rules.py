@@ -177,7 +177,7 @@ def _pattern(entry: str) -> _Pattern:
     if address is not None:
         return _Pattern(port=port, network=ipaddress.ip_network(address))
     subdomains = host.startswith((".", "*."))
-    name = host.removeprefix("*").strip(".")
+    name = (host.removeprefix("*") if subdomains else host).strip(".")
     if not name or any(character.isspace() or character in "*:[]@?#" for character in name):
         raise ValueError(f"bad destination {entry!r}: give a name, .suffix, address, CIDR block, host:port or *")
     return _Pattern(port=port, name=name, subdomains=subdomains)

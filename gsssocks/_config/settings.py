@@ -6,6 +6,7 @@ from __future__ import annotations
 import configparser
 import difflib
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -212,9 +213,14 @@ def _proxy(one: str | Proxy, defaults: dict[str, object], options: dict[str, obj
     return one
 
 
+class _Parser(configparser.ConfigParser):
+    # A destination may begin with "[", too: `[2001:db8::1]:25 = refuse`.
+    SECTCRE = re.compile(r"\[(?P<header>[^\]:]+)\]\s*$")
+
+
 def _read(path: str) -> configparser.ConfigParser:
     # No interpolation: a "%" in a URL is just that. Only "=" divides, since a destination may hold a colon.
-    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), default_section="")
+    parser = _Parser(interpolation=None, delimiters=("=",), default_section="")
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep case
     try:
         parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)

@@ -467,7 +467,8 @@ def recvmsg(sock: socket.socket, size: int, flags: int) -> bytes:
 
 def recvmsg_into(sock: socket.socket, size: int, flags: int) -> bytes:
     buffers = [bytearray(size // 3), bytearray(size - size // 3)]
-    return b"".join(buffers)[: sock.recvmsg_into(buffers, 0, flags)[0]]
+    count = sock.recvmsg_into(buffers, 0, flags)[0]
+    return b"".join(buffers)[:count]
 
 
 def send(sock: socket.socket, data: bytes, flags: int) -> int:

@@ -193,18 +193,17 @@ def _count_sessions(dante: Dante, expected: int) -> int:
 def _run(plan: Plan, env: Mapping[str, str]) -> Results:
     """Runs a plan to its end: where a test ends its process, a new one goes on behind it."""
     results: Results = {}
-    while True:
-        before = len(results)
-        rest = replace(plan, left_out=[*plan.left_out, *results])
-        output = _run_process(rest, env, results)
-        if output is None:
-            return results
-        if len(results) == before:
-            raise RuntimeError(f"{plan.module} ({plan.mode}) could not be run:\n{output}")
+    while not _run_process(replace(plan, left_out=[*plan.left_out, *results]), env, results):
+        pass
+    return results
 
 
-def _run_process(plan: Plan, env: Mapping[str, str], results: Results) -> str | None:
-    """Adds to `results`; returns what the process said if it did not come to the end of the plan."""
+def _run_process(plan: Plan, env: Mapping[str, str], results: Results) -> bool:
+    """Adds to `results`; returns whether the plan came to its end.
+
+    Raises:
+        RuntimeError: the process ended before, and not within a test.
+    """
     with tempfile.TemporaryDirectory(prefix="gsssocks-conformance-") as directory:
         plan_path, journal_path = Path(directory, "plan"), Path(directory, "journal")
         plan_path.write_text(json.dumps(asdict(plan)), encoding="utf-8")
@@ -219,9 +218,13 @@ def _run_process(plan: Plan, env: Mapping[str, str], results: Results) -> str | 
             check=False,
         )
         journal = journal_path.read_text(encoding="utf-8") if journal_path.exists() else ""
-    last: dict[str, Any] = {}
-    for last in map(json.loads, journal.splitlines()):
-        # The line that a test begins with stands only if no other follows.
-        detail = last.get("detail", worker.stdout)
-        results[last["id"]] = Result(last.get("outcome", OUTCOMES[-1]), detail, tuple(last.get("connects", ())))
-    return worker.stdout if worker.returncode else None
+    line: dict[str, Any] = {}
+    for line in map(json.loads, journal.splitlines()):
+        if "outcome" in line:
+            results[line["id"]] = Result(line["outcome"], line["detail"], tuple(line["connects"]))
+    if line and "outcome" not in line:
+        results[line["id"]] = Result(OUTCOMES[-1], worker.stdout, ())
+        return False
+    if worker.returncode:
+        raise RuntimeError(f"{plan.module} ({plan.mode}) ended with {worker.returncode}:\n{worker.stdout}")
+    return True

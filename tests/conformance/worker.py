@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import gsssocks
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -83,12 +81,12 @@ class Journal(unittest.TestResult):
         self._outcome, self._detail = OUTCOMES[0], ""
         self._connects.clear()
         self._write(id=test.id())
-        # Not SIGALRM, which some of the tests use.
-        faulthandler.dump_traceback_later(self._seconds, exit=True)
+        self._limit()
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().stopTest(test)
-        faulthandler.cancel_dump_traceback_later()
+        # Again, for what comes between the tests, and after them.
+        self._limit()
         self._write(id=test.id(), outcome=self._outcome, detail=self._detail, connects=self._connects)
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
@@ -119,6 +117,10 @@ class Journal(unittest.TestResult):
     def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().addUnexpectedSuccess(test)
         self._note("failed", "it was expected to fail")
+
+    def _limit(self) -> None:
+        # Not SIGALRM, which some of the tests use.
+        faulthandler.dump_traceback_later(self._seconds, exit=True)
 
     def _note(self, outcome: str, detail: str) -> None:
         self._outcome = max(self._outcome, outcome, key=OUTCOMES.index)
@@ -156,12 +158,12 @@ def _prepare_support() -> None:
 def _patched(plan: Plan) -> Iterator[None]:
     if plan.mode == "direct":
         yield
-    elif plan.mode == "bypassed":
-        with gsssocks.installed(_UNREACHABLE_PROXY, no_proxy="*"):
-            yield
-    else:
-        with gsssocks.installed(plan.proxy, no_proxy=[]):
-            yield
+        return
+    import gsssocks
+
+    proxy, no_proxy = (plan.proxy, ()) if plan.mode == "tunnelled" else (_UNREACHABLE_PROXY, ("*",))
+    with gsssocks.installed(proxy, no_proxy=no_proxy):
+        yield
 
 
 def _chosen(tests: Iterable[Any], plan: Plan) -> Iterator[unittest.TestCase]:

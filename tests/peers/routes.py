@@ -29,7 +29,7 @@ class Failure(NamedTuple):
     """What a program can find out about an exception."""
 
     kind: type[BaseException]
-    errno: Optional[int]  # noqa: UP007 - NamedTuple evaluates it on 3.9
+    errno: Optional[int]  # noqa: UP045 - NamedTuple evaluates it on 3.9
     text: str
     details: dict[str, Any]
 
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     """What became of a call: a value or a failure."""
 
     value: Any
-    failure: Optional[Failure]  # noqa: UP007 - NamedTuple evaluates it on 3.9
+    failure: Optional[Failure]  # noqa: UP045 - NamedTuple evaluates it on 3.9
 
 
 _DETAILS = ("reason", "library", "verify_code", "verify_message")  # of ssl.SSLError and its subclasses
@@ -64,5 +64,5 @@ class SameAsPlain:
         plain = outcome(scenario)
         with tunnelled(self._realm, self._dante):
             through = outcome(scenario)
-        assert through == plain
+        assert through == plain, f"through the proxy: {through}\nwithout a proxy:   {plain}"
         return plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from typing import Callable, Protocol, TypeVar
 
 __all__ = ["ByteStream", "LayeredTLS", "is_nothing_but_tls"]
@@ -59,6 +60,13 @@ class LayeredTLS:
         while piece := self._below.recv(65536):
             self.heard += piece
         return bytes(self.heard)
+
+    def farewell(self, data: bytes) -> bytes:
+        """Writes `data` and close_notify; returns the octets, which have not been sent."""
+        self._tls.write(data)
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._outgoing.read()
 
     def _run(self, operation: Callable[[], T]) -> T:
         while True:

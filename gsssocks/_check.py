@@ -1,0 +1,334 @@
+"""`gsssocks check`: follows one connection from the configuration to the target, and says at each step what it found.
+
+Every step is a `Finding`; the first that fails ends the examination, since nothing behind it could succeed. No secret
+is ever part of one: names, lifetimes and levels are, tokens, keys and passwords are not.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Callable
+from urllib.parse import urlsplit
+
+from . import _originals
+from ._config import Settings
+from ._negotiation import ClientNegotiation
+from ._protocol import Address, Command, Request
+from ._socket import create_connection
+from ._transport import Deadline, Transport, call_within
+from .exceptions import AuthenticationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._config import Proxy
+    from ._gss import Initiator
+
+__all__ = ["Finding", "Report", "examine"]
+
+STATUS = {
+    "configuration": 2,
+    "credential": 3,
+    "service": 4,
+    "proxy": 5,
+    "authentication": 6,
+    "protection": 7,
+    "target": 8,
+}
+"""Exit status by the step that failed; 0 if none did."""
+_SERVICES = ("socks", "rcmd", "host")
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass
+class Finding:
+    """One step of the examination.
+
+    Attributes:
+        step: a key of `STATUS`.
+        ok: whether it succeeded.
+        facts: what was found, in words.
+        milliseconds: how long it took.
+    """
+
+    step: str
+    ok: bool = True
+    facts: dict[str, str] = field(default_factory=dict)
+    milliseconds: float = 0.0
+
+
+@dataclass
+class Report:
+    """All findings, in order."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 0, or the number of the step that failed (`STATUS`)."""
+        return next((STATUS[finding.step] for finding in self.findings if not finding.ok), 0)
+
+
+def examine(target: str | None = None, *, proxy: str | None = None, **options: Any) -> Report:
+    """Follows one connection through the proxy.
+
+    Args:
+        target: a URL (http, https) or `host:port`; None ends with a proxy that is ready to connect.
+        proxy: as for `install()`.
+        options: as for `install()`.
+    """
+    report = Report()
+    for finding in _Examination(target, proxy, options).steps():
+        report.findings.append(finding)
+        if not finding.ok:
+            break
+    return report
+
+
+class _Examination:
+    def __init__(self, target: str | None, proxy: str | None, options: dict[str, Any]) -> None:
+        self._target = target
+        self._given = proxy
+        self._options = options
+
+    def steps(self) -> Iterator[Finding]:
+        yield self._timed("configuration", self._configuration)
+        yield self._timed("credential", self._credential)
+        yield self._timed("service", self._service)
+        yield self._timed("proxy", self._connect)
+        try:
+            yield from self._negotiate()
+        finally:
+            self._connection.close()
+        if self._target is not None:
+            yield self._timed("target", self._ask_target)
+
+    def _timed(self, step: str, examine_step: Callable[[dict[str, str]], None]) -> Finding:
+        finding = Finding(step)
+        begun = time.monotonic()
+        try:
+            examine_step(finding.facts)
+        except (OSError, ValueError, TypeError, http.client.HTTPException) as error:
+            finding.ok = False
+            finding.facts["problem"] = str(error) or type(error).__name__
+        finding.milliseconds = (time.monotonic() - begun) * 1000
+        return finding
+
+    def _configuration(self, facts: dict[str, str]) -> None:
+        settings = Settings.load(self._given, **self._options)
+        self._proxy: Proxy = settings.proxies[0]
+        for number, proxy in enumerate(settings.proxies):
+            facts["proxy" if not number else f"then proxy {number + 1}"] = proxy.url
+        for name, source in settings.sources.items():
+            facts[f"{name} from"] = source
+        facts["directly"] = ", ".join(settings.rules.bypass.entries) or "nothing"
+        if settings.rules.written:
+            facts["rules"] = ", ".join("=".join(rule) for rule in settings.rules.written)
+        facts["names"] = "resolved by the proxy" if settings.remote_dns else "resolved here"
+        self._destination = _destination(self._target)
+        if self._target is not None:
+            decision = settings.rules.decide(self._destination.host, self._destination.port)
+            facts["this target"] = decision.rule or "through the proxy"
+
+    def _credential(self, facts: dict[str, str]) -> None:
+        from ._gss import credential
+
+        found = credential(principal=self._proxy.principal, ccache=self._proxy.ccache, keytab=self._proxy.keytab)
+        facts["principal"] = found.principal
+        facts["cache"] = found.cache
+        facts["valid for"] = _duration(found.lifetime)
+
+    def _service(self, facts: dict[str, str]) -> None:
+        facts["asked for"] = self._proxy.gss_target
+        try:
+            self._initiator = self._new_initiator(self._proxy.gss_target)
+            self._token = self._initiator.step(None)
+            facts["KDC"] = "gave a ticket"
+        finally:
+            facts["would work"] = ", ".join(self._working_services()) or "none of " + ", ".join(_SERVICES)
+            facts["name"] = _canonical_name(self._proxy.host)
+
+    def _working_services(self) -> Iterator[str]:
+        host = self._proxy.host.lower()
+        for service in _SERVICES:
+            try:
+                self._new_initiator(f"{service}@{host}").step(None)
+            except AuthenticationError:
+                continue
+            yield service
+
+    def _new_initiator(self, target: str) -> Initiator:
+        from ._gss import Initiator
+
+        proxy = self._proxy
+        return Initiator(
+            target,
+            mechanism=proxy.mechanism,
+            delegation=proxy.delegation,
+            principal=proxy.principal,
+            ccache=proxy.ccache,
+            keytab=proxy.keytab,
+        )
+
+    def _connect(self, facts: dict[str, str]) -> None:
+        proxy = self._proxy
+        self._connection = _direct_connection(proxy.host, proxy.port, proxy.timeout)
+        facts["address"] = "{}:{}".format(*self._connection.getpeername()[:2])
+
+    def _negotiate(self) -> Iterator[Finding]:
+        """The negotiation, one flight at a time, so that each step can be told from the next."""
+        initiator = _Begun(self._initiator, self._token)
+        self._negotiation = ClientNegotiation(
+            initiator,
+            Request(Command.CONNECT, self._destination),
+            proxy=str(self._proxy),
+            level=self._proxy.level,
+            pipelined=False,
+            nec=self._proxy.nec,
+        )
+        self._pending = b""
+        self._to_send = self._negotiation.start()
+        yield self._timed("authentication", lambda facts: self._authenticate(facts, initiator))
+        yield self._timed("protection", self._agree)
+        yield self._timed("target", self._await_reply)
+
+    def _exchange(self, until: Callable[[], bool]) -> None:
+        while not until():
+            self._connection.sendall(self._to_send)
+            self._to_send = b""
+            octets = self._pending or self._connection.recv(65536)
+            if not octets:
+                raise self._negotiation.ended()
+            step = self._negotiation.receive(octets)
+            self._pending, self._to_send = octets[step.taken :], step.to_send
+
+    def _authenticate(self, facts: dict[str, str], initiator: _Begun) -> None:
+        facts["method offered"] = "GSS-API (0x01)"
+        self._exchange(lambda: initiator.complete)
+        from ._gss import ticket_flags
+
+        granted = initiator.granted
+        forwardable, ok_as_delegate = ticket_flags(self._initiator)
+        facts["method picked"] = "GSS-API (0x01)"
+        facts["as"] = f"{initiator.initiator_name}, by {initiator.mechanism}"
+        facts["ticket"] = "forwardable" if forwardable else "not forwardable"
+        facts["delegated"] = "yes" if granted.delegated else "no"
+        if forwardable and not ok_as_delegate:
+            facts["delegated"] += " (the KDC does not mark the proxy as fit for it)"
+        facts["clocks"] = "close enough: the ticket was accepted"
+
+    def _agree(self, facts: dict[str, str]) -> None:
+        facts["asked for"] = self._proxy.protection
+        self._exchange(lambda: self._negotiation.agreed is not None)
+        level = self._negotiation.agreed
+        facts["granted"] = level.name.lower() if level is not None else "nothing"
+
+    def _await_reply(self, facts: dict[str, str]) -> None:
+        if self._target is None:
+            facts["target"] = "none given: the proxy is ready"
+            return
+        facts["target"] = str(self._destination)
+        self._exchange(lambda: self._negotiation.complete)
+        facts["reply"] = f"granted; the proxy's address there is {self._negotiation.bound}"
+
+    def _ask_target(self, facts: dict[str, str]) -> None:
+        """A second connection, all the way, as a program would make it."""
+        parts = urlsplit(self._target or "")
+        host, port = self._destination.host, self._destination.port
+        with create_connection((host, port), timeout=self._proxy.timeout, proxy=self._proxy) as connection:
+            if parts.scheme not in _PORTS:
+                facts["connection"] = "made"
+                return
+            if parts.scheme == "https":
+                facts.update(
+                    _ask(ssl.create_default_context().wrap_socket(connection, server_hostname=host), parts.path)
+                )
+            else:
+                facts.update(_ask(connection, parts.path))
+
+
+class _Begun:
+    """An initiator whose first step has been taken already."""
+
+    def __init__(self, initiator: Initiator, token: bytes | None) -> None:
+        self._initiator = initiator
+        self._token = token
+
+    def step(self, token: bytes | None) -> bytes | None:
+        return self._token if token is None else self._initiator.step(token)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._initiator, name)
+
+
+def _destination(target: str | None) -> Address:
+    """Where `target` points; without one, an address that is never asked for."""
+    if target is None:
+        return Address("localhost", 1)
+    parts = urlsplit(target if "://" in target else f"//{target}")
+    port = parts.port or _PORTS.get(parts.scheme)
+    if not parts.hostname or port is None:
+        raise ValueError(f"bad target {target!r}: give a URL (http, https) or host:port")
+    return Address(parts.hostname, port)
+
+
+def _duration(seconds: int | None) -> str:
+    if seconds is None:
+        return "ever"
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
+
+
+def _canonical_name(host: str) -> str:
+    """What the resolver makes of the proxy's name: MIT Kerberos may ask for that instead, unless krb5.conf says no."""
+    try:
+        info = _originals.getaddrinfo(host, None, 0, socket.SOCK_STREAM, 0, socket.AI_CANONNAME)
+        canonical = info[0][3] or host
+        address = str(info[0][4][0])
+    except OSError as error:
+        return f"{host} does not resolve: {error}"
+    try:
+        pointer = _originals.gethostbyaddr(address)[0]
+    except OSError:
+        pointer = "no name"
+    agreeing = canonical.lower() == host.lower() == pointer.lower()
+    text = f"{host} is {canonical} is {address} is {pointer}"
+    return text if agreeing else f"{text}: if the KDC knows another, give target_name="
+
+
+def _direct_connection(host: str, port: int, timeout: float | None) -> socket.socket:
+    deadline = Deadline(timeout)
+    addresses = call_within(deadline, lambda: _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
+    failure: OSError | None = None
+    for family, kind, proto, _, address in addresses:
+        connection = _originals.socket(family, kind, proto)
+        try:
+            transport = Transport(connection.fileno(), family)
+            try:
+                transport.connect(address, deadline)
+            finally:
+                transport.release()
+            connection.settimeout(timeout)
+        except OSError as error:
+            failure = error
+            connection.close()
+        else:
+            return connection
+    raise failure or OSError(f"{host} has no address")
+
+
+def _ask(connection: socket.socket, path: str) -> dict[str, str]:
+    """What an HTTP server answers to HEAD."""
+    with connection:
+        asked = http.client.HTTPConnection("")
+        asked.sock = connection
+        asked.request("HEAD", path or "/", headers={"Connection": "close"})
+        answer = asked.getresponse()
+        facts = {"answer": f"HTTP {answer.status} {answer.reason}"}
+        if isinstance(connection, ssl.SSLSocket):
+            facts["TLS"] = str(connection.version())
+        return facts

@@ -1,0 +1,127 @@
+"""The relay between client and target: two flows, none of which waits."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from gsssocks._transport import Deadline
+from gsssocks.exceptions import ProxyError
+
+if TYPE_CHECKING:
+    from gsssocks import _originals
+    from gsssocks._stream import ProtectedStream
+    from gsssocks._transport import Transport
+
+__all__ = ["READ_SIZE", "ClientEnd", "Flow", "TargetEnd"]
+
+READ_SIZE = 64 * 1024
+_NOW = Deadline(0)
+
+
+class _End(Protocol):
+    """One end of the relay. Nothing here waits: BlockingIOError says that there is nothing to be had, or no room."""
+
+    @property
+    def fd(self) -> int: ...
+
+    def read(self) -> bytes:
+        """Some octets; none at the end of the data."""
+
+    def write(self, data: memoryview) -> int:
+        """Accepts octets from the front of `data`; returns how many."""
+
+    def finish(self) -> None:
+        """No more octets will be written."""
+
+
+class ClientEnd:
+    """The tunnel, in which every octet travels protected."""
+
+    def __init__(self, stream: ProtectedStream, transport: Transport) -> None:
+        self.fd = transport.fd
+        self._stream = stream
+        self._transport = transport
+
+    def read(self) -> bytes:
+        return self._stream.receive(self._transport, READ_SIZE, _NOW)
+
+    def write(self, data: memoryview) -> int:
+        return self._stream.send(self._transport, data, _NOW)
+
+    def finish(self) -> None:
+        self._stream.shut_down(self._transport, socket.SHUT_WR)
+
+
+class TargetEnd:
+    """The plain connection to the target."""
+
+    def __init__(self, sock: _originals.SocketType, read_size: int) -> None:
+        self.fd = sock.fileno()
+        self._socket = sock
+        self._read_size = read_size
+
+    def read(self) -> bytes:
+        return self._socket.recv(self._read_size)
+
+    def write(self, data: memoryview) -> int:
+        return self._socket.send(data)
+
+    def finish(self) -> None:
+        self._socket.shutdown(socket.SHUT_WR)
+
+
+class Flow:
+    """One direction of the relay: reads no more before what has been read has been written.
+
+    Attributes:
+        octets: how many have been written.
+        ended: whether there will be no more: the end of the data has been passed on, or `failure` says what came
+            between.
+        failure: why the sink takes no more. It is gone then, so the other direction, which reads from it, will end
+            as well; but only after what had arrived from it before.
+    """
+
+    def __init__(self, source: _End, sink: _End) -> None:
+        self.octets = 0
+        self.ended = False
+        self.failure: OSError | None = None
+        self._source = source
+        self._sink = sink
+        self._pending = memoryview(b"")
+
+    @property
+    def wanted(self) -> tuple[int, int]:
+        """The descriptor and the event without which nothing moves."""
+        if self._pending:
+            return self._sink.fd, selectors.EVENT_WRITE
+        return self._source.fd, selectors.EVENT_READ
+
+    def move(self) -> None:
+        """Moves what can be moved at once.
+
+        Raises:
+            OSError: the source is broken, or its data are.
+        """
+        with suppress(BlockingIOError):
+            if not self._pending:
+                self._pending = memoryview(self._source.read())
+            self._deliver()
+
+    def _deliver(self) -> None:
+        try:
+            if not self._pending:
+                self._sink.finish()
+                self.ended = True
+                return
+            written = self._sink.write(self._pending)
+        except (BlockingIOError, ProxyError):
+            raise
+        except OSError as error:
+            self.failure = error
+            self.ended = True
+            return
+        self._pending = self._pending[written:]
+        self.octets += written

@@ -1,0 +1,647 @@
+"""Proxies, rules and settings: what can be said, where, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import ipaddress
+import traceback
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gsssocks import Bypass, Proxy
+from gsssocks._config import PROTECTION_LEVELS, UNPROXIED_BY_DEFAULT, Rules, Settings
+from gsssocks._protocol import ProtectionLevel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.default_python_only
+
+URL = "socks5h://proxy.example:1081"
+PROXY = Proxy("proxy.example", 1081)
+
+labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+host_names = st.lists(labels, min_size=1, max_size=4).map(".".join)
+hosts = st.one_of(host_names, st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str))
+texts = st.text(st.characters(exclude_categories=["C", "Z"], max_codepoint=0x2FF), min_size=1, max_size=30)
+optional_texts = st.none() | texts
+proxies = st.builds(
+    Proxy,
+    host=hosts,
+    port=st.integers(1, 65535),
+    service=texts,
+    target_name=optional_texts,
+    protection=st.sampled_from(list(PROTECTION_LEVELS)),
+    mechanism=st.sampled_from([None, "krb5", "spnego", "ntlmssp", "1.2.840.113554.1.2.2"]),
+    delegation=st.sampled_from(["policy", "always", "never"]),
+    ccache=optional_texts,
+    keytab=optional_texts,
+    principal=optional_texts,
+    nec=st.booleans(),
+    timeout=st.none() | st.floats(0.001, 1e9),
+    pipelined=st.booleans(),
+    remote_dns=st.booleans(),
+)
+
+
+class TestProxy:
+    def test_defaults_are_the_safe_ones(self) -> None:
+        proxy = Proxy("proxy.example")
+        assert (proxy.port, proxy.service, proxy.timeout) == (1080, "socks", 30.0)
+        assert proxy.level == ProtectionLevel.CONFIDENTIALITY
+        assert proxy.delegation == "policy"
+        assert proxy.remote_dns
+        assert not proxy.nec
+
+    @pytest.mark.parametrize(
+        ("protection", "level"), [("none", 0), ("integrity", 1), ("confidentiality", 2), ("selective", 3)]
+    )
+    def test_protection_has_the_rfcs_number(self, protection: str, level: int) -> None:
+        assert Proxy("proxy.example", protection=protection).level == level
+
+    @pytest.mark.parametrize(
+        ("proxy", "target"),
+        [
+            (Proxy("Proxy.Example."), "socks@proxy.example"),
+            (Proxy("proxy.example", service="rcmd"), "rcmd@proxy.example"),
+            (Proxy("alias.example", target_name="rcmd@real.example"), "rcmd@real.example"),
+            (Proxy("alias.example", target_name="host/Real.Example@REALM"), "host/Real.Example@REALM"),
+        ],
+    )
+    def test_name_for_gssapi(self, proxy: Proxy, target: str) -> None:
+        """RFC 1961, section 3.1: the host in lower case; a whole name is never touched."""
+        assert proxy.gss_target == target
+
+    def test_cannot_be_changed(self) -> None:
+        with pytest.raises(FrozenInstanceError):
+            PROXY.host = "other"  # type: ignore[misc]
+
+    def test_copy_with_a_change_is_checked(self) -> None:
+        assert replace(PROXY, protection="integrity").level == 1
+        with pytest.raises(ValueError, match="'full'"):
+            replace(PROXY, protection="full")
+
+    @pytest.mark.parametrize(
+        ("host", "text"), [("h", "h:1"), ("192.0.2.1", "192.0.2.1:1"), ("2001:db8::1", "[2001:db8::1]:1")]
+    )
+    def test_text_form(self, host: str, text: str) -> None:
+        assert str(Proxy(host, 1)) == text
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("host", ""),
+            ("host", "proxy example"),
+            ("host", "proxy\0"),
+            ("host", "proxy:1080"),
+            ("host", "alice@proxy"),
+            ("host", "socks5h://proxy"),
+            ("host", "proxy/path"),
+            ("host", "[::1]"),
+            ("host", "a" * 64),
+            ("host", "proxy..example"),
+            ("port", 0),
+            ("port", 65536),
+            ("port", -1),
+            ("service", ""),
+            ("service", "socks service"),
+            ("target_name", ""),
+            ("protection", "full"),
+            ("protection", "Confidentiality"),
+            ("protection", 2),
+            ("delegation", "sometimes"),
+            ("mechanism", "kerberos"),
+            ("mechanism", ""),
+            ("mechanism", "1.2.x"),
+            ("ccache", ""),
+            ("keytab", "\t"),
+            ("principal", ""),
+            ("timeout", 0),
+            ("timeout", -1),
+            ("timeout", float("nan")),
+            ("timeout", float("inf")),
+        ],
+    )
+    def test_wrong_value_is_quoted(self, option: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=option) as caught:
+            Proxy(**{"host": "proxy.example", option: value})
+        assert repr(value) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("host", None),
+            ("host", b"proxy"),
+            ("port", "1080"),
+            ("port", True),
+            ("service", None),
+            ("ccache", 1),
+            ("keytab", ["file"]),
+            ("nec", 1),
+            ("pipelined", "yes"),
+            ("remote_dns", None),
+            ("timeout", "30"),
+            ("timeout", True),
+        ],
+    )
+    def test_wrong_type_is_quoted(self, option: str, value: Any) -> None:
+        with pytest.raises(TypeError, match=option) as caught:
+            Proxy(**{"host": "proxy.example", option: value})
+        assert repr(value) in str(caught.value)
+
+
+class TestURL:
+    @given(proxies)
+    def test_round_trip(self, proxy: Proxy) -> None:
+        assert Proxy.from_url(proxy.url) == proxy
+
+    @pytest.mark.parametrize(
+        ("url", "proxy"),
+        [
+            ("socks5h://proxy.example", Proxy("proxy.example")),
+            ("socks5h://proxy.example/", Proxy("proxy.example")),
+            ("socks5h://proxy.example:1081", PROXY),
+            ("SOCKS5H://PROXY.example:1081", PROXY),
+            ("socks5://proxy.example", Proxy("proxy.example", remote_dns=False)),
+            ("socks5h://192.0.2.1:1", Proxy("192.0.2.1", 1)),
+            ("socks5h://[2001:db8::1]:1", Proxy("2001:db8::1", 1)),
+            ("socks5h://[2001:db8::1]", Proxy("2001:db8::1")),
+            ("socks5h://alice@proxy.example", Proxy("proxy.example", principal="alice")),
+            ("socks5h://alice%40REALM@proxy.example", Proxy("proxy.example", principal="alice@REALM")),
+            ("socks5h://alice%2Fadmin@proxy.example", Proxy("proxy.example", principal="alice/admin")),
+            ("socks5h://p?principal=alice%40REALM", Proxy("p", principal="alice@REALM")),
+            ("socks5h://p?service=rcmd&protection=integrity", Proxy("p", service="rcmd", protection="integrity")),
+            ("socks5h://p?target_name=rcmd%40real", Proxy("p", target_name="rcmd@real")),
+            ("socks5h://p?target_name=rcmd@real", Proxy("p", target_name="rcmd@real")),
+            ("socks5h://p?ccache=FILE:/tmp/cc", Proxy("p", ccache="FILE:/tmp/cc")),
+            ("socks5h://p?keytab=/etc/user.keytab", Proxy("p", keytab="/etc/user.keytab")),
+            ("socks5h://p?mechanism=spnego", Proxy("p", mechanism="spnego")),
+            ("socks5h://p?delegation=never", Proxy("p", delegation="never")),
+            ("socks5h://p?timeout=2.5", Proxy("p", timeout=2.5)),
+            ("socks5h://p?timeout=none", Proxy("p", timeout=None)),
+        ],
+    )
+    def test_what_it_says(self, url: str, proxy: Proxy) -> None:
+        assert Proxy.from_url(url) == proxy
+
+    @pytest.mark.parametrize("text", ["1", "true", "True", "YES", "on"])
+    def test_true_in_its_forms(self, text: str) -> None:
+        assert Proxy.from_url(f"{URL}?nec={text}").nec
+
+    @pytest.mark.parametrize("text", ["0", "false", "False", "NO", "off"])
+    def test_false_in_its_forms(self, text: str) -> None:
+        assert not Proxy.from_url(f"{URL}?pipelined={text}").pipelined
+
+    def test_argument_is_stronger_than_the_url(self) -> None:
+        url = f"{URL}?protection=integrity&service=rcmd"
+        proxy = Proxy.from_url(url, protection="confidentiality", defaults={"service": "host", "nec": True})
+        assert (proxy.protection, proxy.service, proxy.nec) == ("confidentiality", "rcmd", True)
+
+    @pytest.mark.parametrize(
+        "url",
+        ["", "proxy", "proxy:1080", "http://proxy", "socks4://proxy", "socks://proxy", "//proxy"],
+    )
+    def test_other_schemes_are_refused_with_an_example(self, url: str) -> None:
+        with pytest.raises(ValueError, match="socks5h, socks5, as in socks5h://proxy:1080") as caught:
+            Proxy.from_url(url)
+        assert repr(url) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "protecton=integrity",
+            "protection=",
+            "protection",
+            "nec=maybe",
+            "timeout=long",
+            "timeout=0",
+            "host=other",
+            "port=1",
+            "remote_dns=no",
+            "service=a&service=b",
+            "target_name=socks@real&nec=maybe",
+        ],
+    )
+    def test_wrong_query_is_quoted(self, query: str) -> None:
+        with pytest.raises(ValueError, match="bad proxy URL") as caught:
+            Proxy.from_url(f"{URL}?{query}")
+        assert repr(f"{URL}?{query}") in str(caught.value)
+
+    def test_principal_twice(self) -> None:
+        with pytest.raises(ValueError, match="'principal' is given twice"):
+            Proxy.from_url("socks5h://alice@proxy?principal=bob")
+
+    @pytest.mark.parametrize("url", [None, 1, b"socks5h://proxy", PROXY])
+    def test_not_a_string(self, url: Any) -> None:
+        with pytest.raises(TypeError, match="a proxy URL is a string"):
+            Proxy.from_url(url)
+
+    @pytest.mark.parametrize("mistake", ["", ":port", "?protection=full", "/path"])
+    @pytest.mark.parametrize(
+        "password", ["s3cret", "s3cret@s3cret", "s3cret:s3cret", "s3cret/s3cret", "s3cret?x=s3cret", "#s3cret"]
+    )
+    def test_password_is_never_shown(self, password: str, mistake: str) -> None:
+        with pytest.raises(ValueError, match="bad proxy URL") as caught:
+            Proxy.from_url(f"socks5h://alice:{password}@proxy{mistake}")
+        shown = traceback.format_exception(type(caught.value), caught.value, None)
+        assert "s3cret" not in "".join(shown)
+
+    def test_password_says_what_to_use_instead(self) -> None:
+        with pytest.raises(ValueError, match="GSS-API takes no password; use a ticket cache or keytab="):
+            Proxy.from_url("socks5h://alice:s3cret@proxy")
+
+
+class TestEnvironment:
+    def test_own_variable(self) -> None:
+        assert Proxy.from_environ({"GSSSOCKS_PROXY": URL, "ALL_PROXY": "socks5h://other"}) == PROXY
+
+    @pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy"])
+    def test_general_variable(self, variable: str) -> None:
+        assert Proxy.from_environ({variable: URL}) == PROXY
+
+    @pytest.mark.parametrize("url", ["http://proxy.example:8080", "proxy.example", ""])
+    def test_general_variable_for_another_kind_of_proxy_is_none_of_ours(self, url: str) -> None:
+        with pytest.raises(ValueError, match="no proxy given"):
+            Proxy.from_environ({"ALL_PROXY": url})
+
+    def test_empty_variable_is_none(self) -> None:
+        assert Proxy.from_environ({"GSSSOCKS_PROXY": "", "ALL_PROXY": URL}) == PROXY
+
+    def test_every_option_has_a_variable(self) -> None:
+        said = {
+            "service": "rcmd",
+            "target_name": "rcmd@real",
+            "protection": "integrity",
+            "mechanism": "spnego",
+            "delegation": "never",
+            "ccache": "FILE:/tmp/cc",
+            "keytab": "/tmp/kt",
+            "principal": "alice",
+            "nec": "yes",
+            "timeout": "5",
+            "pipelined": "no",
+        }
+        environ = {f"GSSSOCKS_{name.upper()}": text for name, text in said.items()}
+        proxy = Proxy.from_environ({"GSSSOCKS_PROXY": URL, **environ})
+        assert proxy == Proxy(**{**vars(PROXY), **said, "nec": True, "timeout": 5.0, "pipelined": False})
+        assert set(said) | {"host", "port", "remote_dns"} == {option.name for option in fields(Proxy)}
+
+    def test_url_is_stronger_than_a_variable(self) -> None:
+        environ = {"GSSSOCKS_PROXY": f"{URL}?protection=integrity", "GSSSOCKS_PROTECTION": "confidentiality"}
+        assert Proxy.from_environ(environ).protection == "integrity"
+
+    def test_argument_is_stronger_than_both(self) -> None:
+        environ = {"GSSSOCKS_PROXY": f"{URL}?protection=integrity", "GSSSOCKS_PROTECTION": "none"}
+        assert Proxy.from_environ(environ, protection="selective").protection == "selective"
+
+    def test_process_environment_is_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GSSSOCKS_PROXY", URL)
+        assert Proxy.from_environ() == PROXY
+
+    def test_nothing_says_what_to_set(self) -> None:
+        with pytest.raises(ValueError, match="set GSSSOCKS_PROXY=socks5h://host:port"):
+            Proxy.from_environ({})
+
+    def test_mistake_in_the_url_names_the_variable(self) -> None:
+        with pytest.raises(ValueError, match=r"environment variable ALL_PROXY: .*'socks5h://proxy:x'"):
+            Proxy.from_environ({"ALL_PROXY": "socks5h://proxy:x"})
+
+    def test_mistake_in_an_option_names_the_variable(self) -> None:
+        with pytest.raises(ValueError, match=r"environment variable GSSSOCKS_PROTECTION: .*'full'"):
+            Proxy.from_environ({"GSSSOCKS_PROXY": URL, "GSSSOCKS_PROTECTION": "full"})
+
+    def test_password_is_not_shown(self) -> None:
+        with pytest.raises(ValueError, match="GSSSOCKS_PROXY") as caught:
+            Proxy.from_environ({"GSSSOCKS_PROXY": "socks5h://alice:s3cret@proxy"})
+        assert "s3cret" not in str(caught.value)
+
+
+class TestBypass:
+    @pytest.mark.parametrize(
+        ("entry", "covered", "not_covered"),
+        [
+            ("host.example", ["host.example", "HOST.Example", "host.example."], ["sub.host.example", "xhost.example"]),
+            ("Host.Example.", ["host.example"], ["example"]),
+            (".example", ["host.example", "a.b.example", "example"], ["myexample", "example.com"]),
+            ("*.example", ["host.example", "a.b.example", "example"], ["myexample"]),
+            ("192.0.2.1", ["192.0.2.1", "::ffff:192.0.2.1"], ["192.0.2.2", "host.example"]),
+            ("192.0.2.0/24", ["192.0.2.0", "192.0.2.255", "::ffff:192.0.2.7"], ["192.0.3.0", "::192.0.2.1"]),
+            ("192.0.2.77/24", ["192.0.2.1"], ["192.0.3.1"]),
+            ("2001:db8::1", ["2001:db8::1", "2001:DB8:0::1", "[2001:db8::1]"], ["2001:db8::2"]),
+            ("[2001:db8::1]", ["2001:db8::1"], ["2001:db8::2"]),
+            ("2001:db8::/32", ["2001:db8:ffff::1"], ["2001:db9::1", "192.0.2.1"]),
+            ("fe80::/10", ["fe80::1", "fe80::1%eth0"], ["fec0::1"]),
+            ("0.0.0.0/0", ["192.0.2.1", "255.255.255.255"], ["host.example", "2001:db8::1"]),
+            ("*", ["host.example", "192.0.2.1", "2001:db8::1"], []),
+        ],
+    )
+    def test_entry(self, entry: str, covered: list[str], not_covered: list[str]) -> None:
+        bypass = Bypass([entry])
+        assert [host for host in covered if not bypass.covers(host, 80)] == []
+        assert [host for host in not_covered if bypass.covers(host, 80)] == []
+
+    @pytest.mark.parametrize(
+        ("entry", "host"),
+        [
+            ("host.example:443", "host.example"),
+            (".example:443", "sub.example"),
+            ("192.0.2.1:443", "192.0.2.1"),
+            ("192.0.2.0/24:443", "192.0.2.1"),
+            ("[2001:db8::1]:443", "2001:db8::1"),
+            ("[2001:db8::/32]:443", "2001:db8::1"),
+            ("*:443", "anything"),
+        ],
+    )
+    def test_entry_with_a_port_is_that_port_alone(self, entry: str, host: str) -> None:
+        bypass = Bypass([entry])
+        assert bypass.covers(host, 443)
+        assert not bypass.covers(host, 80)
+
+    def test_loopback_by_default(self) -> None:
+        bypass = Bypass()
+        assert bypass.entries == UNPROXIED_BY_DEFAULT
+        for host in ("localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1"):
+            assert bypass.covers(host, 80)
+        for host in ("host.example", "192.0.2.1", "128.0.0.1", "::2", "localhost.example", "notlocalhost"):
+            assert not bypass.covers(host, 80)
+
+    @pytest.mark.parametrize("entries", [[], (), "", " , "])
+    def test_empty_list_is_nothing(self, entries: Any) -> None:
+        assert not Bypass(entries).covers("localhost", 80)
+        assert not Bypass(entries).covers("127.0.0.1", 80)
+
+    def test_list_replaces_the_default(self) -> None:
+        assert not Bypass(["host.example"]).covers("localhost", 80)
+
+    def test_string_is_divided_at_commas(self) -> None:
+        bypass = Bypass(" host.example , .suffix ,, 10.0.0.0/8,")
+        assert bypass.covers("host.example", 1)
+        assert bypass.covers("a.suffix", 1)
+        assert bypass.covers("10.1.2.3", 1)
+
+    @given(st.ip_addresses(), st.integers(0, 128))
+    def test_networks_cover_what_is_in_them(self, address: Any, bits: int) -> None:
+        network = ipaddress.ip_network((address, min(bits, address.max_prefixlen)), strict=False)
+        bypass = Bypass([str(network)])
+        for host in (network[0], network[-1]):
+            # An IPv4 address in IPv6 form is the IPv4 address, and in no IPv6 network.
+            assert bypass.covers(str(host), 1) or getattr(host, "ipv4_mapped", None)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            "",
+            " ",
+            ".",
+            "a b",
+            "a*b",
+            "*a.example",
+            "10.0.0.0/33",
+            "10.0.0/x",
+            "::/129",
+            "host:port",
+            "host:0",
+            "host:65536",
+            "host:-1",
+            "[::1",
+            "[::1]80",
+            "http://host.example",
+            "user@host.example",
+            "a:b:c",
+        ],
+    )
+    def test_bad_entry_is_quoted(self, entry: str) -> None:
+        with pytest.raises(ValueError, match="bad destination") as caught:
+            Bypass([entry])
+        assert repr(entry) in str(caught.value)
+
+    def test_entry_that_is_no_string(self) -> None:
+        with pytest.raises(TypeError, match="8"):
+            Bypass([8])  # type: ignore[list-item]
+
+
+class TestRules:
+    def test_without_any_the_proxy_takes_all_but_loopback(self) -> None:
+        assert Rules().decide("host.example", 80).action == "proxy"
+        assert Rules().decide("localhost", 80).action == "direct"
+
+    def test_first_that_fits_decides(self) -> None:
+        rules = Rules([("a.example", "direct"), (".example", "refuse"), ("*:25", "refuse"), ("*", "proxy")])
+        assert rules.decide("a.example", 25).action == "direct"
+        assert rules.decide("b.example", 80).action == "refuse"
+        assert rules.decide("host.test", 25).action == "refuse"
+        assert rules.decide("host.test", 80).action == "proxy"
+
+    def test_rule_is_stronger_than_the_bypass(self) -> None:
+        rules = Rules({"localhost:8443": "proxy"}, Bypass(["localhost"]))
+        assert rules.decide("localhost", 8443).action == "proxy"
+        assert rules.decide("localhost", 80).action == "direct"
+
+    @pytest.mark.parametrize("level", list(PROTECTION_LEVELS))
+    def test_protection_level_means_the_proxy_at_that_level(self, level: str) -> None:
+        decision = Rules({"*:443": level}).decide("host.example", 443)
+        assert (decision.action, decision.protection) == ("proxy", level)
+
+    def test_decision_names_the_rule(self) -> None:
+        rules = Rules("*.example:443=integrity, host.test = refuse")
+        assert rules.decide("a.example", 443).rule == "*.example:443=integrity"
+        assert rules.decide("host.test", 1).rule == "host.test=refuse"
+        assert rules.decide("other.test", 1).rule == ""
+        assert rules.decide("localhost", 1).rule == "no_proxy"
+
+    @pytest.mark.parametrize(
+        ("rules", "says"),
+        [
+            ("host.example", "bad rule 'host.example': write destination=action"),
+            ("host.example=", "the action must be one of direct, proxy, refuse"),
+            ("host.example=allow", "bad rule 'host.example=allow': the action must be one of direct, proxy, refuse"),
+            ("a b=direct", "bad destination 'a b'"),
+            ("10.0.0.0/99=direct", "bad destination '10.0.0.0/99'"),
+            ("host.example=direct,host.example=proxy", "contradict each other: 'host.example=direct' and"),
+            ("host.example=integrity,HOST.example=confidentiality", "contradict each other"),
+            ("10.0.0.0/8=direct,10.1.1.1/8=refuse", "contradict each other"),
+        ],
+    )
+    def test_mistakes_are_quoted(self, rules: str, says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            Rules(rules)
+
+    def test_contradiction_with_the_bypass_that_was_given(self) -> None:
+        with pytest.raises(ValueError, match=r"contradict each other: 'host\.example' and 'host\.example=refuse'"):
+            Rules("host.example=refuse", Bypass(["host.example"]))
+
+    def test_no_contradiction_with_the_default_bypass(self) -> None:
+        assert Rules("localhost=proxy").decide("localhost", 80).action == "proxy"
+
+    def test_same_rule_twice_is_no_contradiction(self) -> None:
+        assert Rules("a.example=direct,a.example=direct").decide("a.example", 1).action == "direct"
+
+
+class TestSettings:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        """The path of a configuration file yet to be written."""
+        return tmp_path / "gsssocks.ini"
+
+    def load(self, file: Path, text: str, environ: dict[str, str] | None = None, **arguments: Any) -> Settings:
+        file.write_text(text, encoding="utf-8")
+        return Settings.load(environ={"GSSSOCKS_CONFIG": str(file), **(environ or {})}, **arguments)
+
+    def test_file_alone(self, file: Path) -> None:
+        settings = self.load(
+            file,
+            """
+            [proxy]
+            url = socks5h://proxy.example:1081
+            service = rcmd
+            protection = integrity
+            timeout = 5
+            nec = yes
+            no_proxy = .internal.example, 10.0.0.0/8
+            remote_dns = no
+
+            [rules]
+            *:443 = confidentiality
+            [2001:db8::1]:25 = refuse
+            """.replace("            ", ""),
+        )
+        expected = Proxy("proxy.example", 1081, service="rcmd", protection="integrity", timeout=5.0, nec=True)
+        assert settings.proxies == (expected,)
+        assert settings.rules.decide("a.internal.example", 80).action == "direct"
+        assert settings.rules.decide("host.example", 443).protection == "confidentiality"
+        assert settings.rules.decide("2001:db8::1", 25).action == "refuse"
+        assert not settings.remote_dns
+        assert settings.sources["proxy"] == f"{file} [proxy] url"
+        assert settings.sources["rules"] == f"{file} [rules]"
+
+    def test_strength_of_the_sources(self, file: Path) -> None:
+        """Argument, URL, environment, file: each for what the ones before do not say."""
+        settings = self.load(
+            file,
+            "[proxy]\nservice = file\nmechanism = spnego\nccache = FILE:/file\nkeytab = /file\n",
+            {"GSSSOCKS_CCACHE": "FILE:/variable", "GSSSOCKS_MECHANISM": "krb5", "GSSSOCKS_SERVICE": "variable"},
+            proxy=f"{URL}?service=url&mechanism=ntlmssp",
+            service="argument",
+        )
+        (proxy,) = settings.proxies
+        assert (proxy.service, proxy.mechanism, proxy.ccache, proxy.keytab) == (
+            "argument",
+            "ntlmssp",
+            "FILE:/variable",
+            "/file",
+        )
+
+    def test_several_proxies(self) -> None:
+        both = (Proxy("one.example"), Proxy("two.example", 1081, protection="integrity"))
+        urls = ["socks5h://one.example", "socks5h://two.example:1081?protection=integrity"]
+        assert Settings.load(", ".join(urls), environ={}).proxies == both
+        assert Settings.load(urls, environ={}).proxies == both
+        assert Settings.load(both, environ={}).proxies == both
+        assert Settings.load(environ={"GSSSOCKS_PROXY": ",".join(urls)}).proxies == both
+
+    def test_arguments_hold_for_every_proxy(self) -> None:
+        settings = Settings.load("socks5h://one, socks5h://two", environ={}, protection="integrity")
+        assert [proxy.protection for proxy in settings.proxies] == ["integrity", "integrity"]
+
+    @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+    def test_scheme_says_who_resolves_names(self, scheme: str) -> None:
+        assert Settings.load(f"{scheme}://proxy", environ={}).remote_dns == (scheme == "socks5h")
+
+    def test_remote_dns_by_argument_and_by_variable(self) -> None:
+        variable = {"GSSSOCKS_REMOTE_DNS": "no"}
+        assert not Settings.load(URL, environ=variable).remote_dns
+        assert Settings.load(URL, environ=variable, remote_dns=True).remote_dns
+
+    def test_no_proxy_of_the_environment_goes_with_a_proxy_of_the_environment(self) -> None:
+        environ = {"GSSSOCKS_PROXY": URL, "NO_PROXY": "host.example"}
+        assert Settings.load(environ=environ).rules.decide("host.example", 1).action == "direct"
+        assert Settings.load(URL, environ=environ).rules.decide("host.example", 1).action == "proxy"
+
+    def test_own_no_proxy_variable_counts_always(self) -> None:
+        environ = {"GSSSOCKS_NO_PROXY": "host.example", "NO_PROXY": "other.example"}
+        rules = Settings.load(URL, environ=environ).rules
+        assert rules.decide("host.example", 1).action == "direct"
+        assert rules.decide("other.example", 1).action == "proxy"
+
+    def test_empty_no_proxy_argument_is_stronger_than_a_variable(self) -> None:
+        settings = Settings.load(URL, environ={"GSSSOCKS_NO_PROXY": "host.example"}, no_proxy=[])
+        assert settings.rules.decide("host.example", 1).action == "proxy"
+        assert settings.rules.decide("localhost", 1).action == "proxy"
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("[proxy]\nprotecton = integrity\n", "unknown option 'protecton'; did you mean 'protection'?"),
+            ("[proxy]\nprotection = full\n", "not 'full'"),
+            ("[proxy]\ntimeout = soon\n", "not 'soon'"),
+            ("[proxy]\nno_proxy = 10.0.0.0/99\n", "bad destination '10.0.0.0/99'"),
+            ("[proxy]\nremote_dns = perhaps\n", "not 'perhaps'"),
+            ("[porxy]\nservice = rcmd\n", "unknown section 'porxy'; did you mean 'proxy'?"),
+            ("[rules]\nhost.example = allow\n", "bad rule 'host.example=allow'"),
+            ("service = rcmd\n", "no section headers"),
+            ("[proxy]\nservice = a\nservice = b\n", "'service'"),
+            ("[proxy]\nservice\n", "service"),
+        ],
+    )
+    def test_mistake_in_the_file_names_it(self, file: Path, text: str, says: str) -> None:
+        with pytest.raises(ValueError, match=r"gsssocks\.ini") as caught:
+            self.load(file, text, proxy=URL)
+        assert says in str(caught.value)
+
+    def test_mistake_in_the_files_url_names_the_file(self, file: Path) -> None:
+        with pytest.raises(ValueError, match=r"gsssocks\.ini") as caught:
+            self.load(file, "[proxy]\nurl = http://proxy\n")
+        assert "'http://proxy'" in str(caught.value)
+
+    def test_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="GSSSOCKS_CONFIG") as caught:
+            Settings.load(URL, environ={"GSSSOCKS_CONFIG": str(tmp_path / "missing.ini")})
+        assert "missing.ini" in str(caught.value)
+
+    def test_file_that_is_not_text(self, file: Path) -> None:
+        file.write_bytes(b"[proxy]\nservice = \xff\n")
+        with pytest.raises(ValueError, match=r"gsssocks\.ini"):
+            Settings.load(URL, environ={"GSSSOCKS_CONFIG": str(file)})
+
+    @pytest.mark.parametrize(
+        ("variable", "text"),
+        [
+            ("GSSSOCKS_PROXY", "http://proxy"),
+            ("GSSSOCKS_NO_PROXY", "10.0.0.0/99"),
+            ("GSSSOCKS_RULES", "host.example=allow"),
+            ("GSSSOCKS_REMOTE_DNS", "perhaps"),
+            ("GSSSOCKS_TIMEOUT", "soon"),
+        ],
+    )
+    def test_mistake_in_a_variable_names_it(self, variable: str, text: str) -> None:
+        environ = {"GSSSOCKS_PROXY": URL, variable: text}
+        with pytest.raises(ValueError, match=variable) as caught:
+            Settings.load(environ=environ)
+        assert text in str(caught.value)
+
+    def test_nowhere_a_proxy(self) -> None:
+        with pytest.raises(ValueError, match=r"GSSSOCKS_PROXY=socks5h://host:port.*GSSSOCKS_CONFIG"):
+            Settings.load(environ={})
+
+    @pytest.mark.parametrize("proxy", [[], ()])
+    def test_empty_list_of_proxies(self, proxy: Any) -> None:
+        with pytest.raises(ValueError, match="empty"):
+            Settings.load(proxy, environ={})
+
+    @pytest.mark.parametrize("proxy", [1, object(), [None]])
+    def test_proxy_of_a_wrong_type(self, proxy: Any) -> None:
+        with pytest.raises(TypeError, match="proxy"):
+            Settings.load(proxy, environ={})
+
+    def test_unknown_argument_is_named(self) -> None:
+        with pytest.raises(TypeError, match="protecton"):
+            Settings.load(URL, environ={}, protecton="integrity")
+
+
+def test_quoted_principal_is_one_part_of_the_url() -> None:
+    principal = "alice/admin@REALM:?#"
+    assert quote(principal, safe="") in Proxy("proxy", principal=principal).url
