@@ -132,7 +132,7 @@ class _Examination:
         self._destination = _destination(self._target)
         if self._target is not None:
             decision = settings.rules.decide(self._destination.host, self._destination.port)
-            facts["this target"] = decision.rule or "through the proxy"
+            facts["this target"] = f"{decision.action}, by {decision.rule}" if decision.rule else decision.action
 
     def _credential(self, facts: dict[str, str]) -> None:
         from ._gss import credential

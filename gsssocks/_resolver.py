@@ -181,7 +181,7 @@ class Resolver:
         Raises:
             OSError: EHOSTUNREACH: `host` is a placeholder whose name is not known here.
         """
-        if not self._placeholders.covers(host):
+        if not self._stands_for_a_name(host):
             return None
         name = self._placeholders.name(host)
         if name is None:

@@ -1,15 +1,23 @@
-"""The command line: `gsssocks demo`."""
+"""The command line: `gsssocks run`, `inject`, `check` and `demo`. The only room that prints."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import os
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from . import __version__
+from ._check import STATUS, examine
+from ._config import Settings
+from ._injection import environment, hook_path, install_hook, remove_hook
+from ._startup import EX_CONFIG, INJECT
 
 if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
     from collections.abc import Mapping, Sequence
 
 __all__ = ["main"]
@@ -29,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0, or 1 if what was asked for did not work. Wrong arguments end the process with 2.
     """
     parser = _parser()
-    command = parser.parse_args(arguments).command
-    status: int = command()
+    options = parser.parse_args(arguments)
+    status: int = options.command(options)
     return status
 
 
@@ -40,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gsssocks {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_inject(commands)
+    _add_check(commands)
     demo = commands.add_parser(
         "demo",
         help="show an unmodified program going through a proxy, all on this machine",
@@ -50,10 +61,114 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _demo() -> int:
+def _add_run(commands: _Commands) -> None:
+    run = commands.add_parser(
+        "run",
+        help="start a Python program with its connections going through the proxy",
+        description="Starts COMMAND with gsssocks installed before its first line. If the set-up is wrong, the program "
+        f"does not start, and the exit status is {EX_CONFIG}. Not for `python -I`, `-E` or `-S`: they ignore what this "
+        "rests on.",
+    )
+    _add_proxy_options(run)
+    run.add_argument(
+        "--children",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also for the Python programs that COMMAND starts (the default)",
+    )
+    run.add_argument("--warn", action="store_true", help="if the set-up is wrong, warn and start without a proxy")
+    run.add_argument("program", metavar="COMMAND", nargs="+", help="what to start, behind -- if it has options")
+    run.set_defaults(command=_run)
+
+
+def _add_inject(commands: _Commands) -> None:
+    inject = commands.add_parser(
+        "inject",
+        help="let every program of this Python environment start with gsssocks, if GSSSOCKS_INJECT is set",
+        description=f"Writes a .pth file into this Python environment. It does nothing unless {INJECT}=1 is set when a "
+        "program starts.",
+    )
+    what = inject.add_mutually_exclusive_group()
+    what.add_argument("--remove", action="store_true", help="remove it again")
+    what.add_argument("--status", action="store_true", help="say whether it is there; exit status 1 if not")
+    inject.set_defaults(command=_inject)
+
+
+def _add_check(commands: _Commands) -> None:
+    check = commands.add_parser(
+        "check",
+        help="follow one connection through the proxy and say what is wrong",
+        description="Examines configuration, ticket, service, proxy, authentication and protection, then connects to "
+        "TARGET. Exit status: 0, or "
+        + ", ".join(f"{number} {step}" for step, number in STATUS.items())
+        + ": the step that failed.",
+    )
+    _add_proxy_options(check)
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.add_argument("target", metavar="TARGET", nargs="?", help="a URL (http, https) or host:port")
+    check.set_defaults(command=_check)
+
+
+def _add_proxy_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--proxy", metavar="URL", help="socks5h://[principal@]host[:port][?option=value&…]")
+    parser.add_argument("--no-proxy", metavar="LIST", help="destinations to reach directly, separated by commas")
+    parser.add_argument("--rules", metavar="LIST", help="destination=action, separated by commas")
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = {"PROXY": options.proxy, "NO_PROXY": options.no_proxy, "RULES": options.rules}
+    settings = {f"GSSSOCKS_{name}": value for name, value in given.items() if value is not None}
+    child = environment(os.environ, settings, children=options.children, warn=options.warn)
+    ignoring = [option for option in ("-I", "-E", "-S") if option in options.program[1:]]
+    if ignoring and "python" in os.path.basename(options.program[0]):
+        return _failure("run", f"{ignoring[0]} makes Python ignore the environment: gsssocks cannot get in", EX_CONFIG)
+    try:
+        Settings.load(environ=child)
+    except (TypeError, ValueError) as error:
+        if not options.warn:
+            return _failure("run", str(error), EX_CONFIG)
+    sys.stdout.flush()
+    try:
+        os.execvpe(options.program[0], options.program, child)  # noqa: S606  # what the user asked to start
+    except OSError as error:
+        return _failure("run", f"{options.program[0]}: {error.strerror}", 127)
+
+
+def _inject(options: argparse.Namespace) -> int:
+    path = hook_path()
+    try:
+        if options.status:
+            print(f"{path} {'is there' if path.exists() else 'is not there'}")
+            return 0 if path.exists() else 1
+        if options.remove:
+            print(f"removed {path}" if remove_hook() else f"{path} is not there")
+            return 0
+        print(f"wrote {install_hook()}: with {INJECT}=1, programs of this environment go through the proxy")
+    except OSError as error:
+        return _failure("inject", f"{path}: {error.strerror}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    given = {"no_proxy": options.no_proxy, "rules": options.rules}
+    report = examine(
+        options.target, proxy=options.proxy, **{name: value for name, value in given.items() if value is not None}
+    )
+    if options.json:
+        findings = [asdict(finding) for finding in report.findings]
+        print(json.dumps({"status": report.status, "findings": findings}, indent=2))
+        )
+        return report.status
+    for finding in report.findings:
+        _show(f"{finding.step}: {'ok' if finding.ok else 'FAILED'}", finding.milliseconds / 1000, finding.facts)
+    print("\nAll is well." if not report.status else f"\nIt fails at the {report.findings[-1].step}.")
+    return report.status
+
+
+def _demo(_options: argparse.Namespace) -> int:
     missing = [package for package in _DEMO_PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
-        return _failure(f"{', '.join(missing)} not found: pip install 'gsssocks[testing,requests]'")
+        return _failure("demo", f"{', '.join(missing)} not found: pip install 'gsssocks[testing,requests]'")
     from gsssocks.testing import RealmError
     from gsssocks.testing._demonstration import DemonstrationError, demonstrate
 
@@ -62,7 +177,7 @@ def _demo() -> int:
         for title, seconds, facts in demonstrate():
             _show(title, seconds, facts)
     except (RealmError, DemonstrationError) as error:
-        return _failure(str(error))
+        return _failure("demo", str(error))
     print("\nIt all worked: authenticated by Kerberos, protected by GSS-API, and not an octet lost.")
     return 0
 
@@ -74,7 +189,7 @@ def _show(title: str, seconds: float, facts: Mapping[str, str]) -> None:
     sys.stdout.flush()
 
 
-def _failure(message: str) -> int:
+def _failure(command: str, message: str, status: int = 1) -> int:
     sys.stdout.flush()
-    print(f"gsssocks demo: {message}", file=sys.stderr)
-    return 1
+    print(f"gsssocks {command}: {message}", file=sys.stderr)
+    return status

@@ -72,55 +72,55 @@ class ReplyError(ProxyError, socks.SOCKS5Error):  # type: ignore[misc]
     code: int = 0
 
 
-class _ProxyRefusedError(ProxyConnectionError, ConnectionRefusedError):
+class ProxyRefusedError(ProxyConnectionError, ConnectionRefusedError):
     pass
 
 
-class _ProxyResetError(ProxyConnectionError, ConnectionResetError):
+class ProxyResetError(ProxyConnectionError, ConnectionResetError):
     pass
 
 
-class _ProxyTimeoutError(ProxyConnectionError, socket.timeout):
+class ProxyTimeoutError(ProxyConnectionError, socket.timeout):
     pass
 
 
-class _ForbiddenError(ProxyError, PermissionError):
+class ForbiddenError(ProxyError, PermissionError):
     pass
 
 
-class _TruncatedError(ProtocolError, ConnectionResetError):
+class TruncatedError(ProtocolError, ConnectionResetError):
     pass
 
 
-class _NotAllowedError(ReplyError, PermissionError):
+class NotAllowedError(ReplyError, PermissionError):
     pass
 
 
-class _TargetRefusedError(ReplyError, ConnectionRefusedError):
+class TargetRefusedError(ReplyError, ConnectionRefusedError):
     pass
 
 
-class _TargetTimeoutError(ReplyError, TimeoutError):
+class TargetTimeoutError(ReplyError, TimeoutError):
     pass
 
 
-class _RequestAbortedError(ReplyError, ConnectionAbortedError):
+class RequestAbortedError(ReplyError, ConnectionAbortedError):
     pass
 
 
 # RFC 1928, section 6. The errno is the one connect(2) gives for the same event; "general failure" has no counterpart
 # there.
 _REPLIES: dict[int, tuple[type[ReplyError], int, str]] = {
-    1: (_RequestAbortedError, errno.ECONNABORTED, "general failure at the proxy; its log says why"),
+    1: (RequestAbortedError, errno.ECONNABORTED, "general failure at the proxy; its log says why"),
     2: (
-        _NotAllowedError,
+        NotAllowedError,
         errno.EACCES,
         "not allowed by the proxy's rules; ask its operator, or name the target in no_proxy",
     ),
     3: (ReplyError, errno.ENETUNREACH, "network unreachable from the proxy"),
     4: (ReplyError, errno.EHOSTUNREACH, "host unreachable from the proxy, or its name unknown there"),
-    5: (_TargetRefusedError, errno.ECONNREFUSED, "connection refused by the target"),
-    6: (_TargetTimeoutError, errno.ETIMEDOUT, "the target did not answer the proxy in time"),
+    5: (TargetRefusedError, errno.ECONNREFUSED, "connection refused by the target"),
+    6: (TargetTimeoutError, errno.ETIMEDOUT, "the target did not answer the proxy in time"),
     7: (ReplyError, errno.EOPNOTSUPP, "the proxy does not support this command"),
     8: (ReplyError, errno.EAFNOSUPPORT, "the proxy does not support this type of address"),
 }
@@ -140,11 +140,11 @@ def proxy_connection_error(cause: OSError, proxy: str) -> ProxyConnectionError:
     something."""
     cls = ProxyConnectionError
     if isinstance(cause, ConnectionRefusedError):
-        cls = _ProxyRefusedError
+        cls = ProxyRefusedError
     elif isinstance(cause, ConnectionResetError):
-        cls = _ProxyResetError
+        cls = ProxyResetError
     elif isinstance(cause, (TimeoutError, socket.timeout)):
-        cls = _ProxyTimeoutError
+        cls = ProxyTimeoutError
     # A failed name lookup carries an EAI_* code, which is no errno.
     number = cause.errno if cause.errno and not isinstance(cause, socket.gaierror) else errno.EHOSTUNREACH
     error = cls(number, f"cannot reach the proxy {proxy}: {cause.strerror or cause}")
@@ -157,12 +157,12 @@ def proxy_timeout(phase: str, proxy: str) -> ProxyConnectionError:
 
     The message starts as a plain socket's does ("timed out"), for programs that look.
     """
-    return _ProxyTimeoutError(errno.ETIMEDOUT, f"timed out while {phase} (proxy {proxy})")
+    return ProxyTimeoutError(errno.ETIMEDOUT, f"timed out while {phase} (proxy {proxy})")
 
 
 def refused_by_rule(target: str, rule: str) -> ProxyError:
     """The error for a destination that our own configuration forbids; also a `PermissionError`."""
-    return _ForbiddenError(
+    return ForbiddenError(
         errno.EACCES, f"connections to {target} are refused by the rule {rule!r} of this program's set-up"
     )
 
@@ -174,4 +174,4 @@ def unsupported(what: str, remedy: str) -> ProxyError:
 
 def truncated(message: str) -> ProtocolError:
     """The error for a stream that ended inside a message; also a `ConnectionResetError`."""
-    return _TruncatedError(errno.ECONNRESET, message)
+    return TruncatedError(errno.ECONNRESET, message)

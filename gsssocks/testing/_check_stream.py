@@ -99,9 +99,11 @@ class _Scene:
         chance = self.choices.random()
         if chance < 0.02:
             self.sock.settimeout(SHORT_TIMEOUT_SECONDS)
-        elif chance < 0.2 or (sure and chance < 0.4):
+        elif sure and chance < 0.3:
             self.sock.settimeout(PATIENCE_SECONDS)
-            return 0 if sure else socket.MSG_DONTWAIT
+        elif chance < 0.5:
+            self.sock.settimeout(None)
+            return socket.MSG_DONTWAIT
         else:
             self.sock.settimeout(0)
         return 0
@@ -292,7 +294,7 @@ class _Inward:
                 self._finish()
             assert scene.ready(select.POLLIN, PATIENCE_SECONDS), "there is more to come, and no readability"
             before = self._received
-            self._receive(socket.socket.recv, 65536, 0)
+            self._receive(recv, 65536, 0)
             vain = 0 if self._received > before else vain + 1
             assert vain < VAIN_TRIES, "readable, and nothing is received"
 
@@ -329,11 +331,10 @@ class _Outward:
     def sends(self) -> None:
         if not self._may_send():
             return
-        send = self._scene.choices.choice(_SENDERS)
         if self._finished:
-            self._fail_to_send(send)
+            self._fail_to_send()
         else:
-            self._send(send, self._more())
+            self._send(self._scene.choices.choice(_SENDERS), self._more())
 
     def _may_send(self) -> bool:
         return not self._unsure and not self._scene.broken
@@ -362,11 +363,11 @@ class _Outward:
         self._partly_taken = self._taken < len(self._given)
         return count
 
-    def _fail_to_send(self, send: Sender) -> None:
-        self._scene.note(send.__name__, "after shutdown")
+    def _fail_to_send(self) -> None:
+        self._scene.note("send after shutdown")
         self._scene.sock.settimeout(0)
         try:
-            send(self._scene.sock, b"more", 0)
+            self._scene.sock.send(b"more")
         except BrokenPipeError:
             return
         raise AssertionError("data was taken after shutdown(SHUT_WR)")
@@ -378,7 +379,7 @@ class _Outward:
         for _ in range(SENDS_IN_A_ROW):
             data = self._more() if self._may_send() and not self._finished else b""
             while data and self._scene.ready(select.POLLOUT):
-                if self._send(socket.socket.send, data, 0):
+                if self._send(send, data, 0):
                     break
                 vain += 1
                 assert vain < VAIN_TRIES, "writable, and nothing is taken"
@@ -422,10 +423,11 @@ class _Outward:
 
     def _send_the_rest(self) -> None:
         vain = 0
+        self._scene.sock.settimeout(0)
         while self._taken < len(self._given) and not self._finished and self._may_send():
             self.peer_reads()
             assert self._scene.ready(select.POLLOUT, PATIENCE_SECONDS), "the peer reads, and there is no room"
-            sent = self._send(socket.socket.send, bytes(self._given[self._taken :]), 0)
+            sent = self._send(send, bytes(self._given[self._taken :]), 0)
             vain = 0 if sent else vain + 1
             assert vain < VAIN_TRIES, "writable, and nothing is taken"
 
