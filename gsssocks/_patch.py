@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import wrapt
 
+from . import _originals
 from ._config import Settings
+from ._resolver import Placeholders, Resolver
 from ._socket import adopt, connect_code, in_progress, open_tunnel
 from ._tunnel import attachment_of, tunnel_under
 from .exceptions import refused_by_rule
@@ -119,6 +121,8 @@ def _activate(settings: Settings | None) -> None:
     with _lock:
         if settings is not None and not _ledger:
             _patch()
+        if settings is not None and settings.remote_dns:
+            _patch_lookups()
         _settings = settings
         if settings is None:
             _restore()
@@ -142,6 +146,25 @@ def _patch() -> None:
     if hasattr(os, "sendfile"):
         wrap(os, "sendfile", _sendfile)
     _watch_libraries()
+
+
+_resolver: Resolver | None = None
+
+
+def _patch_lookups() -> None:
+    """Has names that go to the proxy answered by placeholders."""
+    global _resolver
+    if any(entry.name == "getaddrinfo" for entry in _ledger):
+        return
+    # Kept for good: what a program was once answered, it may connect to at any time.
+    _resolver = _resolver or Resolver(Placeholders(), _is_remote)
+    for name, wrapper in _resolver.wrappers().items():
+        wrap(socket, name, wrapper)
+
+
+def _is_remote(name: str, port: int | None) -> bool:
+    settings = _settings
+    return settings is not None and settings.remote_dns and not settings.rules.is_direct(name, port)
 
 
 _LIBRARIES = {
@@ -233,6 +256,8 @@ def _connect(
     route = _route(instance, args)
     if route is None:
         return wrapped(*args, **kwargs)
+    if not route.proxies:
+        return wrapped(_real_address(instance, route.name, args[0]))
     _tunnel(instance, route, args[0])
     if instance.gettimeout() == 0:
         raise in_progress()
@@ -245,6 +270,8 @@ def _connect_ex(
         route = _route(instance, args)
         if route is None:
             return wrapped(*args, **kwargs)
+        if not route.proxies:
+            return wrapped(_real_address(instance, route.name, args[0]))
         _tunnel(instance, route, args[0])
     except socket.gaierror:
         raise
@@ -253,8 +280,14 @@ def _connect_ex(
     return errno.EINPROGRESS if instance.gettimeout() == 0 else 0
 
 
-def _tunnel(sock: socket.socket, route: Sequence[Proxy], address: object) -> None:
-    open_tunnel(sock, route, address)
+def _real_address(sock: socket.socket, name: str | None, address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where a placeholder's name really is, for a connection that goes there directly after all."""
+    found = _originals.getaddrinfo(name, address[1], sock.family, socket.SOCK_STREAM)
+    return found[0][4]
+
+
+def _tunnel(sock: socket.socket, route: _Route, address: object) -> None:
+    open_tunnel(sock, route.proxies, address, route.name)
     if hasattr(sock, "_sslobj"):
         from ._tls import replace_tls_object
 
@@ -267,12 +300,21 @@ def _wrap_socket(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ..
     return tls_object(instance, *args, **kwargs) or wrapped(*args, **kwargs)
 
 
-def _route(sock: socket.socket, args: tuple[Any, ...]) -> Sequence[Proxy] | None:
-    """The proxies a connect is to go through; None for what is reached directly, and for what the kernel refuses
-    anyway.
+class _Route(NamedTuple):
+    """How a connection is to be made."""
+
+    proxies: Sequence[Proxy]
+    """Empty for a direct one, to what the name stands for."""
+    name: str | None
+    """What the address stands for, where it is a placeholder."""
+
+
+def _route(sock: socket.socket, args: tuple[Any, ...]) -> _Route | None:
+    """None for what is reached directly as it is, and for what the kernel refuses anyway.
 
     Raises:
         ProxyError: a rule refuses the destination.
+        OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
     """
     settings = _settings
     if settings is None or sock.family not in _INET or sock.type != socket.SOCK_STREAM:
@@ -282,10 +324,14 @@ def _route(sock: socket.socket, args: tuple[Any, ...]) -> Sequence[Proxy] | None
     destination = _host_and_port(sock, args)
     if destination is None:
         return None  # not an address: the original method says so
-    decision = settings.rules.decide(*destination)
+    host, port = destination
+    name = _resolver.asked_name(host) if _resolver is not None else None
+    decision = settings.rules.decide(name or host, port)
     if decision.action == "refuse":
-        raise refused_by_rule("{}:{}".format(*destination), decision.rule)
-    return _proxies(settings.proxies, decision.protection) if decision.action == "proxy" else None
+        raise refused_by_rule(f"{name or host}:{port}", decision.rule)
+    if decision.action == "direct":
+        return _Route((), name) if name else None
+    return _Route(_proxies(settings.proxies, decision.protection), name)
 
 
 def goes_through_proxy(sock: Any, args: tuple[Any, ...]) -> bool:
@@ -294,7 +340,8 @@ def goes_through_proxy(sock: Any, args: tuple[Any, ...]) -> bool:
     Raises:
         ProxyError: a rule refuses the destination.
     """
-    return _route(sock, args) is not None
+    route = _route(sock, args)
+    return route is not None and bool(route.proxies)
 
 
 def _host_and_port(sock: socket.socket, args: tuple[Any, ...]) -> tuple[str, int] | None:

@@ -36,7 +36,8 @@ _IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 # Reentrant, for a signal handler that looks a name up. A fork waits for it, so that no child inherits a lock which
 # nobody there will ever release, nor a table that was being changed.
 _lock = threading.RLock()
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Placeholders:

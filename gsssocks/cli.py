@@ -157,7 +157,6 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         findings = [asdict(finding) for finding in report.findings]
         print(json.dumps({"status": report.status, "findings": findings}, indent=2))
-        )
         return report.status
     for finding in report.findings:
         _show(f"{finding.step}: {'ok' if finding.ok else 'FAILED'}", finding.milliseconds / 1000, finding.facts)

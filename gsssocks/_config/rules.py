@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Union
 
@@ -33,8 +34,10 @@ class _Pattern:
     network: _Network | None = None
 
     def matches(self, host: str, port: int) -> bool:
-        if self.port is not None and port != self.port:
-            return False
+        return (self.port is None or port == self.port) and self.has(host)
+
+    def has(self, host: str) -> bool:
+        """Whether it holds the host, at one port or at all."""
         if self.network is not None:
             address = _ip(host)
             return address is not None and address.version == self.network.version and address in self.network
@@ -69,6 +72,11 @@ class Bypass:
         """Whether `host` (a name or an address, as the application gave it) and `port` are reached directly."""
         host = _normal(host)
         return any(pattern.matches(host, port) for pattern in self._patterns)
+
+    def covers_every_port(self, host: str) -> bool:
+        """Whether `host` is reached directly whatever the port."""
+        host = _normal(host)
+        return any(pattern.port is None and pattern.has(host) for pattern in self._patterns)
 
 
 class Decision(NamedTuple):
@@ -114,6 +122,16 @@ class Rules:
                 return decision
         return Decision("direct", None, "no_proxy") if self.bypass.covers(host, port) else Decision("proxy")
 
+    def is_direct(self, host: str, port: int | None) -> bool:
+        """Whether every connection to `host` is direct: at `port`, or where that is None, at any port."""
+        if port is not None:
+            return self.decide(host, port).action == "direct"
+        normal = _normal(host)
+        for pattern, decision in self._rules:
+            if pattern.has(normal) and (decision.action != "direct" or pattern.port is None):
+                return decision.action == "direct"
+        return self.bypass.covers_every_port(host)
+
     def _check_consistent(self) -> None:
         said: dict[_Pattern, Decision] = {
             _pattern(entry): Decision("direct", None, entry) for entry in self.bypass.given
@@ -149,6 +167,11 @@ def _decision(entry: str, action: str) -> Decision:
 
 
 def _normal(host: str) -> str:
+    if not host.isascii():
+        # As the resolver and connect() do: "bücher.example" and its encoded form are one name, "１２７.0.0.1" is an
+        # address.
+        with suppress(UnicodeError):
+            host = host.encode("idna").decode("ascii")
     return host.strip("[]").lower().rstrip(".")
 
 
@@ -166,6 +189,8 @@ def _pattern(entry: str) -> _Pattern:
         raise TypeError(f"a destination is a string, not {entry!r}")
     text = entry.strip().lower()
     host, port = _split_port(entry, text)
+    if not host.isascii():
+        host = ("." if host.startswith(".") else "") + _normal(host.lstrip("."))
     if host == "*":
         return _Pattern(port=port)
     if "/" in host:

@@ -152,7 +152,10 @@ class _Sources:
         variables = _NO_PROXY_VARIABLES[:1] if by_argument else _NO_PROXY_VARIABLES
         for variable in variables:
             if variable in self._environ:
-                return self._named("no_proxy", f"environment variable {variable}", self._environ[variable])
+                text = self._environ[variable]
+                if variable not in _NO_PROXY_VARIABLES[:1]:
+                    text = _with_subdomains(text)
+                return self._named("no_proxy", f"environment variable {variable}", text)
         if self._file.has_option("proxy", "no_proxy"):
             return self._named("no_proxy", self._file_source("no_proxy"), self._option("no_proxy"))
         return Bypass()
@@ -189,6 +192,17 @@ class _Sources:
                 self.said["remote_dns"] = source
                 return bool(parsed_option("remote_dns", text, source))
         return first.remote_dns
+
+
+def _with_subdomains(no_proxy: str) -> str:
+    """What curl, requests and others take NO_PROXY for: a name there stands for those below it, too."""
+    entries = [entry.strip() for entry in no_proxy.split(",")]
+    return ",".join(
+        f".{entry}" if _NAME.fullmatch(entry) and not _ADDRESS.fullmatch(entry) else entry for entry in entries
+    )
+
+
+_NAME, _ADDRESS = re.compile(r"[^.*:/\[][^*:/\[]*(:\d+)?"), re.compile(r"[\d.]+(:\d+)?")
 
 
 def _listed(proxy: str | Proxy | Iterable[str | Proxy]) -> list[str | Proxy]:
