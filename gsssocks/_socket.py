@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, cast
 from . import _descriptor, _originals
 from ._config import Proxy
 from ._relay import relay
-from ._transport import Deadline, Transport
+from ._transport import Deadline, Transport, byte_view
 from ._tunnel import (
     Attachment,
     Tunnel,
@@ -285,14 +285,14 @@ class GSSSocket(socket.socket):
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().send(data, flags)
-        with memoryview(data).cast("B") as view:
+        with byte_view(data) as view:
             return attachment.tunnel.stream.send(*_sending(self, attachment, view, flags))
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendall(data, flags)
-        with memoryview(data).cast("B") as view:
+        with byte_view(data) as view:
             attachment.tunnel.stream.send_all(*_sending(self, attachment, view, flags))
 
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
@@ -348,7 +348,7 @@ class GSSSocket(socket.socket):
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().recv_into(buffer, nbytes, flags)
-        with memoryview(buffer).cast("B") as view, view[: _room(view, nbytes, "recv_into")] as target:
+        with byte_view(buffer) as view, view[: _room(view, nbytes, "recv_into")] as target:
             stream, transport, deadline = _receiving(self, attachment, flags)
             if flags & socket.MSG_WAITALL and not flags & _PEEK:
                 octets = _receive_exactly(stream, transport, len(target), deadline)
@@ -366,7 +366,7 @@ class GSSSocket(socket.socket):
     def recvfrom_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         if id(self) not in attachments:
             return super().recvfrom_into(buffer, nbytes, flags)
-        with memoryview(buffer).cast("B") as view:
+        with byte_view(buffer) as view:
             room = _room(view, nbytes, "recvfrom_into")
             return self.recv_into(view[:room], 0, flags) if room else 0, None
 
@@ -384,7 +384,7 @@ class GSSSocket(socket.socket):
         if id(self) not in attachments:
             return super().recvmsg_into(buffers, ancbufsize, flags)
         _check_ancillary_size(ancbufsize, "recvmsg_into")
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        views = [byte_view(buffer) for buffer in buffers]
         octets = memoryview(self.recv(sum(map(len, views)), flags))
         received = len(octets)
         for view in views:
@@ -547,7 +547,7 @@ def _gathered(buffers: Iterable[ReadableBuffer], max_plaintext: int, timeout: fl
     enough = None if timeout is None else 4 * max_plaintext
     octets = bytearray()
     for buffer in buffers:
-        octets += memoryview(buffer).cast("B")
+        octets += byte_view(buffer)
         if enough is not None and len(octets) >= enough:
             break
     return octets

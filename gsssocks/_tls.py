@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any, Callable, TypeVar, Union
 
 from ._socket import tunnelled_class
-from ._transport import Deadline
+from ._transport import Deadline, byte_view
 from ._tunnel import Attachment, attachment_of
 
 __all__ = ["TunnelledTLS", "carry", "replace_tls_object", "tls_object", "wrap_socket"]
@@ -211,7 +211,7 @@ class TunnelledTLS:
         except BlockingIOError:
             raise _want_write() from None
         try:
-            with memoryview(data).cast("B") as view:
+            with byte_view(data) as view:
                 return self._write_all(view, deadline)
         finally:
             self._writing.release()

@@ -13,19 +13,30 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
 
 from . import _originals
 
 if TYPE_CHECKING:
     from ._protocol import Octets
 
-__all__ = ["Deadline", "Transport", "call_within", "would_block"]
+__all__ = ["Deadline", "Transport", "byte_view", "call_within", "would_block"]
 
 T = TypeVar("T")
 
 _DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+def byte_view(data: Any) -> memoryview:
+    """The octets of an argument; the exceptions for what has none are those of a plain socket."""
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"a bytes-like object is required, not '{type(data).__name__}'") from None
+    if not view.c_contiguous:
+        raise BufferError("memoryview: underlying buffer is not C-contiguous")
+    return view.cast("B")
 
 
 def would_block() -> BlockingIOError:

@@ -277,7 +277,7 @@ def outcome(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class Lookups:
-    """The functions of a resolver, over the platform's own, for names below "example" that go to the proxy.
+    """The functions of a resolver, over the platform's own; names below "direct" do not go to the proxy.
 
     Attributes:
         asked: what the resolver wanted to know: name, or address, and port.
@@ -290,7 +290,7 @@ class Lookups:
 
     def _is_proxied(self, name: str, port: int | None) -> bool:
         self.asked.append((name, port))
-        return not name.startswith("direct")
+        return not name.endswith(".direct")
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self.over(name, numeric_only(getattr(socket, name)))
@@ -402,7 +402,7 @@ class TestGetaddrinfo:
         assert not lookups.asked
 
     def test_leaves_names_to_the_original_that_do_not_go_to_the_proxy(self, lookups: Lookups) -> None:
-        assert lookups.over("getaddrinfo", passed_on)("direct.example", 80) == (("direct.example", 80), {})
+        assert lookups.over("getaddrinfo", passed_on)("target.direct", 80) == (("target.direct", 80), {})
 
     def test_leaves_a_placeholder_as_it_is(self, lookups: Lookups) -> None:
         address = lookups.placeholders.address(NAME)
@@ -469,7 +469,7 @@ class TestGethostbyname:
         assert not lookups.asked
 
     def test_leaves_names_to_the_original_that_do_not_go_to_the_proxy(self, lookups: Lookups) -> None:
-        assert lookups.over("gethostbyname", passed_on)("direct.example") == (("direct.example",), {})
+        assert lookups.over("gethostbyname", passed_on)("target.direct") == (("target.direct",), {})
 
     def test_knows_the_keyword_that_gevent_gives_the_argument(self, lookups: Lookups) -> None:
         assert lookups.gethostbyname(hostname=NAME) == lookups.placeholders.address(NAME)

@@ -1004,9 +1004,10 @@ class TestWhatItTells:
         with serving(levels=["integrity"]) as proxy:
             with pytest.raises(gsssocks.ProtectionError):
                 through(proxy, echo.address)
-            with pytest.raises(ConnectionRefusedError), Target() as target:
-                target.__exit__()
-                through(proxy, target.address, protection="integrity")
+            with Target() as target:
+                closed = target.address
+            with pytest.raises(ConnectionRefusedError):
+                through(proxy, closed, protection="integrity")
             assert all(session.ended.wait(LIMIT) and session.error for session in proxy.sessions)
             until(lambda: len(server_threads()) == 1)
             gc.collect()

@@ -102,7 +102,9 @@ class Client:
         except Stopped:
             self._session.error = OSError(errno.ECANCELED, "the proxy was stopped")
         except OSError as error:
-            self._session.error = _without_frames(error)
+            # A new instance: the frames of this one's traceback would keep the connection's objects alive for as long
+            # as the session is remembered.
+            self._session.error = type(error)(*error.args)
         except Exception as error:
             self._session.error = error
             raise
@@ -243,15 +245,6 @@ class Client:
         if isinstance(self._records, ProtectedRecords):
             session.tokens_received = self._records.tokens_received
             session.tokens_sent = self._records.tokens_sent
-
-
-def _without_frames(error: OSError) -> OSError:
-    """A session is remembered for long, and its error must not keep the connection's objects alive."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
 
 
 def _make_prompt(sock: _originals.SocketType) -> None:

@@ -35,11 +35,13 @@ __all__ = ["check_stream"]
 MAX_STEPS = 60
 VAIN_TRIES = 1000
 """Calls in a row that do nothing although the descriptor is ready: with more, a program spins."""
-SENDS_IN_A_ROW = 8
+SENDS_IN_A_ROW = 20
 SHORT_TIMEOUT_SECONDS = 0.001
 
 
-def check_stream(pair: Pair, *, seed: int = 0, schedules: int = 100, first: int = 0) -> None:
+def check_stream(
+    pair: Pair, *, seed: int = 0, schedules: int = 100, first: int = 0, max_data: int = 70_000
+) -> None:
     """Plays random schedules, each over a pair of its own.
 
     Args:
@@ -48,18 +50,19 @@ def check_stream(pair: Pair, *, seed: int = 0, schedules: int = 100, first: int 
         seed: of all choices.
         schedules: how many.
         first: number of the first one.
+        max_data: octets given to one call, at most.
 
     Raises:
         AssertionError: a schedule failed. The message lists its steps, and says how to play it again.
     """
     for number in range(first, first + schedules):
-        schedule = _Schedule(pair, random.Random(f"{seed}/{number}"))
+        schedule = _Schedule(pair, random.Random(f"{seed}/{number}"), max_data)
         try:
             schedule.play()
         except Exception as error:
             raise AssertionError(
                 f"{type(error).__name__}: {error}\n"
-                f"To play it again: check_stream(..., seed={seed}, first={number}, schedules=1)\n"
+                f"To play it again: check_stream(..., seed={seed}, first={number}, schedules=1, max_data={max_data})\n"
                 f"{schedule}"
             ) from error
         finally:
@@ -73,11 +76,12 @@ class _Scene:
         broken: whether a receive has told of a connection cut inside a message.
     """
 
-    def __init__(self, pair: Pair, choices: random.Random) -> None:
+    def __init__(self, pair: Pair, choices: random.Random, max_data: int) -> None:
         self.choices = choices
         self.sock, self.peer = pair(choices)
         self.edges = _Edges(self.sock)
         self.broken = False
+        self._max_data = max_data
         self._notes: list[tuple[object, ...]] = []
 
     def __str__(self) -> str:
@@ -86,9 +90,10 @@ class _Scene:
     def note(self, *note: object) -> None:
         self._notes.append(note)
 
-    def some_data(self) -> bytes:
-        limit = self.choices.choice((0, 1, 1, 2, 50, 50, 50, 5000, 5000, 150_000))
-        return self.choices.randbytes(self.choices.randint(min(limit, 1), limit))
+    def some_data(self, least: int = 0, most: int | None = None) -> bytes:
+        if most is None:
+            most = self.choices.choice((0, 1, 1, 2, 50, 50, 50, 5000, 5000, self._max_data))
+        return self.choices.randbytes(self.choices.randint(least, max(least, min(most, self._max_data))))
 
     def limit_waiting(self, *, sure: bool = False) -> int:
         """Makes the next call end in time: returns the flag to call it with.
@@ -339,9 +344,9 @@ class _Outward:
     def _may_send(self) -> bool:
         return not self._unsure and not self._scene.broken
 
-    def _more(self) -> bytes:
+    def _more(self, *, least: int = 0, most: int | None = None) -> bytes:
         """What to send next: it begins with what has not been taken."""
-        self._given += self._scene.some_data()
+        self._given += self._scene.some_data(least, most)
         return bytes(self._given[self._taken :])
 
     def _send(self, send: Sender, data: bytes, flags: int | None = None) -> int:
@@ -375,9 +380,10 @@ class _Outward:
     def sends_until_full(self) -> None:
         """It must not go on being said that there is room, and nothing be taken."""
         vain = 0
+        most = self._scene.choices.choice((1, 2, 100, 3000))
         self._scene.sock.settimeout(0)
         for _ in range(SENDS_IN_A_ROW):
-            data = self._more() if self._may_send() and not self._finished else b""
+            data = self._more(least=1, most=most) if self._may_send() and not self._finished else b""
             while data and self._scene.ready(select.POLLOUT):
                 if self._send(send, data, 0):
                     break
@@ -494,8 +500,8 @@ _SENDERS: list[Sender] = [send, send, sendto, sendmsg]
 class _Schedule:
     """Random steps, and then whatever is left, to the end of both directions."""
 
-    def __init__(self, pair: Pair, choices: random.Random) -> None:
-        self._scene = _Scene(pair, choices)
+    def __init__(self, pair: Pair, choices: random.Random, max_data: int) -> None:
+        self._scene = _Scene(pair, choices, max_data)
         self._inward = _Inward(self._scene)
         self._outward = _Outward(self._scene)
 

@@ -235,9 +235,10 @@ class Conversation:
         with contextlib.suppress(_Over):
             script(self)
         # Not close(), which would discard what the client has not read yet if something of its own is unread here.
-        # Where the script or the client has closed, there is nothing to end.
+        # Where the script or the client has closed, there is nothing to end, and may still be something to read.
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
             self.stay_silent()
 
     def _hang_up(self) -> None:
