@@ -486,14 +486,20 @@ def _sending(
         # ssl.SSLSocket falls through to its base class once shutdown() has dropped the TLS object: that would be
         # plaintext.
         raise BrokenPipeError(errno.EPIPE, "TLS has ended on this socket without unwrap(); nothing more can be sent")
-    return attachment.transport, view, Deadline(0 if flags & _DONTWAIT else sock.gettimeout())
+    return attachment.transport, view, _deadline(sock, flags)
 
 
 def _receiving(sock: socket.socket, attachment: Attachment, flags: int) -> tuple[ProtectedStream, Transport, Deadline]:
     if flags & ~_RECV_FLAGS:
         # MSG_OOB: there is no urgent data here, and there never will be, SOCKS cannot carry it.
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    return attachment.tunnel.stream, attachment.transport, Deadline(0 if flags & _DONTWAIT else sock.gettimeout())
+    return attachment.tunnel.stream, attachment.transport, _deadline(sock, flags)
+
+
+def _deadline(sock: socket.socket, flags: int) -> Deadline:
+    timeout = sock.gettimeout()
+    # A socket with a timeout waits before it calls the kernel: MSG_DONTWAIT changes nothing then (socketmodule.c).
+    return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
 
 
 def _receive_exactly(stream: ProtectedStream, transport: Transport, size: int, deadline: Deadline) -> bytes:

@@ -82,19 +82,22 @@ class ProtectedStream:
 
     It has no descriptor of its own. Each call is given the transport of the socket it is made on, since several
     sockets may share a connection (`dup`).
+
+    Args:
+        records: the record layer; None if a negotiation is to bring it.
     """
 
-    def __init__(self) -> None:
-        self._records: Records | None = None
+    def __init__(self, records: Records | None = None) -> None:
+        self._records = records
         self._forks = _forks
         _streams.add(self)
         self._make_locks()
         self._unsent = bytearray()
         self._owed: int | None = None
-        self._was_full = False
         self._used_up = 0
         self._ended = False
         self._no_more_reading = False
+        self._no_more_sending = False
         self._handing_over = False
         self._failure: Exception | None = None
 
@@ -325,6 +328,8 @@ class ProtectedStream:
         deadline.acquire(self._turn)
         try:
             self._check_sendable()
+            if self._no_more_sending:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             yield
         finally:
             self._turn.release()
@@ -347,22 +352,16 @@ class ProtectedStream:
         with self._my_turn(deadline):
             if not self.flush(transport, deadline):
                 raise deadline.passed()
-            if self._was_full and deadline.timeout == 0 and not transport.wait_writable(deadline):
-                # What was in line has left since, but there is no room for more: a caller that sends until it may not
-                # would go on in small pieces for ever.
-                raise deadline.passed()
-            self._was_full = False
+            self._await_room(transport, data, deadline)
             accepted = self._swallow_owed(data)
             while accepted < len(data):
                 chunk = data[accepted : accepted + self.records.max_plaintext]
                 if accepted and deadline.timeout is not None and not transport.wait_writable(Deadline(0)):
-                    self._was_full = True
                     break
                 self.enqueue(chunk)
                 accepted += len(chunk)
                 if not self.flush(transport, deadline if accepted == len(chunk) else _at_once(deadline)):
                     self._owed = chunk[-1]
-                    self._was_full = True
                     accepted -= 1
                     break
             if not accepted and len(data):
@@ -381,11 +380,21 @@ class ProtectedStream:
                 raise deadline.passed()
             accepted = self._swallow_owed(data)
             while accepted < len(data):
+                self._await_room(transport, data, deadline)
                 chunk = data[accepted : accepted + self.records.max_plaintext]
                 self.enqueue(chunk)
                 accepted += len(chunk)
                 if not self.flush(transport, deadline):
                     raise deadline.passed()
+
+    def _await_room(self, transport: Transport, data: memoryview, deadline: Deadline) -> None:
+        """Waits for room in the kernel before a message is made: one that cannot leave at all would be owed for
+        nothing.
+
+        Where a call may wait without end, it will leave in any case.
+        """
+        if data and deadline.timeout is not None and not transport.wait_writable(deadline):
+            raise deadline.passed()
 
     def _swallow_owed(self, data: memoryview) -> int:
         """1 if the first octet has left already, by a call that was told otherwise; else 0."""
@@ -440,10 +449,11 @@ class ProtectedStream:
         buffer."""
         if how in (socket.SHUT_RD, socket.SHUT_RDWR):
             self._no_more_reading = True
-        if how != socket.SHUT_RD and not self._flushed(transport):
+        if how == socket.SHUT_RD or self._flushed(transport):
+            transport.shutdown(how)
+        else:
             self._finish_later(transport, lambda late: self._shut_down_late(late, how))
-            return
-        transport.shutdown(how)
+        self._no_more_sending |= how != socket.SHUT_RD
 
     def let_go(self, transport: Transport) -> None:
         """To be called before the last descriptor is closed: what is in line still leaves."""

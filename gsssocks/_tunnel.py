@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from . import _descriptor, _originals
@@ -170,7 +171,7 @@ def tunnel_for(
     Args:
         name: what the address stands for, where it is a placeholder.
     """
-    return Tunnel(proxies, _destination(sock, proxies[0], address, name), address)
+    return Tunnel(proxies, _destination(sock, proxies[0], address, name), _as_kernel_says(sock, address))
 
 
 def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
@@ -201,6 +202,20 @@ def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...], na
         return Address(host if name or proxy.remote_dns else _resolved(host, port, sock.family), port)
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return Address(str(mapped or ip), port)
+
+
+def _as_kernel_says(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An address in the form in which a plain socket's getpeername() gives it; a name stays one."""
+    host, port = (
+        address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii"),
+        address[1].__index__(),
+    )
+    inet6 = sock.family == socket.AF_INET6
+    if host in ("", "0.0.0.0", "::"):
+        host = "::1" if inet6 else "127.0.0.1"  # where connect(2) goes then
+    with suppress(ValueError):
+        host = str(ipaddress.ip_address(host))
+    return (host, port, *address[2:], *(0, 0)[len(address) - 2 :]) if inet6 else (host, port)
 
 
 def _resolved(host: str, port: int, family: int) -> str:
