@@ -470,7 +470,7 @@ class TestTLS:
         trust.configure_trust(context)
         combined = tmp_path / "alice.pem"
         trust.issue_cert("alice.example").private_key_and_cert_chain_pem.write_to_path(str(combined))
-        with Host(Answers(OK, context=context)) as host, mounted(proxy_url, bundle) as session:
+        with Host(Answers(LAST, context=context)) as host, mounted(proxy_url, bundle) as session:
             with pytest.raises(requests.ConnectionError):
                 session.get(https_url(host))
             assert session.get(https_url(host), cert=str(combined)).text == "fine"
@@ -572,7 +572,7 @@ class TestRedirects:
 
     def test_without_end(self, proxy_url: str) -> None:
         with (
-            Host(Answers(*[answer("302 Found", Location="/")] * 4)) as host,
+            Host(Answers(*[answer("302 Found", Location="/", Connection="close")] * 4)) as host,
             mounted(proxy_url) as session,
         ):
             session.max_redirects = 3
@@ -822,6 +822,7 @@ class TestPoolManager:
             http.request("GET", "http://localhost/")
         assert isinstance(caught.value.__cause__, gsssocks.ProxyConnectionError)
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # urllib3 and pyOpenSSL are not of one age
     def test_pyopenssl(self, proxy_url: str, bundle: str, https_server: HTTPSServer) -> None:
         """It reads and writes the descriptor itself, and finds a plain connection there."""
         pytest.importorskip("OpenSSL")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
+import termios
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +37,9 @@ __all__ = ["Client", "Terms", "reply_code"]
 FAREWELL_SECONDS = 2.0
 """How long to wait for a client to close after it has been refused something (RFC 1928, section 6: at most ten)."""
 FAREWELL_READS = 16
+LINGER_SECONDS = 10.0
+"""How long what one side sent before its connection broke may take to reach the other."""
+LOOK_AGAIN_SECONDS = 0.02
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
@@ -210,15 +215,23 @@ class Client:
         client_end = ClientEnd(self._stream, self._transport)
         # What is read from the target at once fits one message.
         target_end = TargetEnd(target, min(READ_SIZE, self._stream.records.max_plaintext))
-        upward, downward = Flow(client_end, target_end), Flow(target_end, client_end)
+        try:
+            self._carry(Flow(client_end, target_end), Flow(target_end, client_end))
+            broken = client_end.broken or target_end.broken
+            if broken:
+                raise broken
+        except OSError:
+            for end in (client_end, target_end):
+                if not end.broken:
+                    self._wait_delivered(end.fd)
+            raise
+
+    def _carry(self, upward: Flow, downward: Flow) -> None:
         while flows := [flow for flow in (upward, downward) if not flow.ended]:
             for flow in self._ready(flows):
                 flow.move()
             self._session.octets_received, self._session.octets_sent = upward.octets, downward.octets
             self._note_figures()
-        failure = upward.failure or downward.failure
-        if failure:
-            raise failure
 
     def _ready(self, flows: Sequence[Flow]) -> Sequence[Flow]:
         wanted: dict[int, int] = {}
@@ -227,6 +240,13 @@ class Client:
             wanted[fd] = wanted.get(fd, 0) | event
         ready = self._stop.wait(wanted, NEVER)
         return [flow for flow in flows if ready.get(flow.wanted[0], 0) & flow.wanted[1]]
+
+    def _wait_delivered(self, fd: int) -> None:
+        """Waits until the peer's kernel has all that was sent, since a reset throws the rest away."""
+        deadline = Deadline(LINGER_SECONDS)
+        while deadline.remaining() and _undelivered(fd):
+            # There is no event for it.
+            self._stop.wait({}, Deadline(LOOK_AGAIN_SECONDS))
 
     # What is written down
 
@@ -256,6 +276,14 @@ def _make_prompt(sock: _originals.SocketType) -> None:
 def _reset_on_close(sock: _originals.SocketType) -> None:
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+def _undelivered(fd: int) -> int:
+    try:
+        (octets,) = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return 0  # not every system says it of a socket
+    return int(octets)
 
 
 def _addresses(destination: Address) -> list[tuple[int, tuple[Any, ...]]]:

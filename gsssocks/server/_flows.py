@@ -22,7 +22,13 @@ _NOW = Deadline(0)
 
 
 class _End(Protocol):
-    """One end of the relay. Nothing here waits: BlockingIOError says that there is nothing to be had, or no room."""
+    """One end of the relay. Nothing here waits: BlockingIOError says that there is nothing to be had, or no room.
+
+    Attributes:
+        broken: why it takes no more octets, or has none to give.
+    """
+
+    broken: OSError | None
 
     @property
     def fd(self) -> int: ...
@@ -42,6 +48,7 @@ class ClientEnd:
 
     def __init__(self, stream: ProtectedStream, transport: Transport) -> None:
         self.fd = transport.fd
+        self.broken: OSError | None = None
         self._stream = stream
         self._transport = transport
 
@@ -60,6 +67,7 @@ class TargetEnd:
 
     def __init__(self, sock: _originals.SocketType, read_size: int) -> None:
         self.fd = sock.fileno()
+        self.broken: OSError | None = None
         self._socket = sock
         self._read_size = read_size
 
@@ -76,18 +84,17 @@ class TargetEnd:
 class Flow:
     """One direction of the relay: reads no more before what has been read has been written.
 
+    Where the sink takes no more, this direction has ended. The other one goes on, since what had arrived from there
+    before is still to be delivered; but then the connection is gone, and its end is no end of the data.
+
     Attributes:
         octets: how many have been written.
-        ended: whether there will be no more: the end of the data has been passed on, or `failure` says what came
-            between.
-        failure: why the sink takes no more. It is gone then, so the other direction, which reads from it, will end
-            as well; but only after what had arrived from it before.
+        ended: whether there will be no more.
     """
 
     def __init__(self, source: _End, sink: _End) -> None:
         self.octets = 0
         self.ended = False
-        self.failure: OSError | None = None
         self._source = source
         self._sink = sink
         self._pending = memoryview(b"")
@@ -107,8 +114,19 @@ class Flow:
         """
         with suppress(BlockingIOError):
             if not self._pending:
-                self._pending = memoryview(self._source.read())
+                self._fetch()
             self._deliver()
+
+    def _fetch(self) -> None:
+        try:
+            self._pending = memoryview(self._source.read())
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._source.broken = error
+            raise
+        if not self._pending and self._source.broken:
+            raise self._source.broken
 
     def _deliver(self) -> None:
         try:
@@ -120,7 +138,7 @@ class Flow:
         except (BlockingIOError, ProxyError):
             raise
         except OSError as error:
-            self.failure = error
+            self._sink.broken = error
             self.ended = True
             return
         self._pending = self._pending[written:]
