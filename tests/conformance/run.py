@@ -51,7 +51,7 @@ def _report(comparison: Comparison) -> Iterator[str]:
     yield (
         f"Python {platform.python_version()} {comparison.module} {comparison.mode}: "
         f"{len(comparison.passed)} of {len(comparison.expected)} tests that pass directly; "
-        f"{comparison.tried} connections tried, {comparison.reached} at the proxy, {comparison.granted} granted by it"
+        f"{comparison.tried} connections, {comparison.requested} asked of the proxy, {comparison.granted} granted by it"
     )
     for test in comparison.excused:
         yield f"    excused: {test} {comparison.results[test].outcome}"

@@ -69,7 +69,7 @@ class Comparison:
         direct: results of the direct run.
         results: results in this mode.
         proxy_port: where the proxy listened; 0 without one.
-        reached: how many connections the proxy was asked for.
+        requested: how many connections the proxy was asked for.
         granted: how many it made.
     """
 
@@ -78,7 +78,7 @@ class Comparison:
     direct: Results
     results: Results
     proxy_port: int = 0
-    reached: int = 0
+    requested: int = 0
     granted: int = 0
 
     @property
@@ -98,8 +98,8 @@ class Comparison:
 
     @property
     def tried(self) -> int:
-        """How many connections were tried."""
-        return sum(len(result.connects) for result in self.results.values())
+        """How many connections the tests try to make, by the direct run."""
+        return _count_tried(self.direct)
 
     def faults(self) -> list[str]:
         """Everything that is not as it must be, each with its explanation."""
@@ -113,18 +113,24 @@ class Comparison:
             yield f"{name} {self.results[name].outcome}\n{self.results[name].detail}"
 
     def _wrong_ways(self) -> Iterator[str]:
+        if self.mode != "tunnelled":
+            return
         for test in self.passed:
             direct, here = self.direct[test].connects, self.results[test].connects
-            if len(here) != len(direct):
-                yield f"{test} tried {len(here)} connections, and directly {len(direct)}"
-            if self.mode == "tunnelled" and not all(_port(address) == self.proxy_port for address in here):
-                yield f"{test} passed by the proxy: {', '.join(here)}"
+            if direct and not here:
+                yield f"{test} made no connection, and directly it does"
+            if any(_port(address) != self.proxy_port for address in here):
+                yield f"{test} went past the proxy: {', '.join(here)}"
 
     def _missed_by_proxy(self) -> Iterator[str]:
-        if self.mode == "tunnelled" and self.reached != self.tried:
-            yield f"{self.tried} connections were tried, but the proxy was asked for {self.reached}"
+        if self.mode == "tunnelled" and self.requested != self.tried:
+            yield f"the tests try {self.tried} connections, but the proxy was asked for {self.requested}"
         if self.mode == "tunnelled" and not self.granted:
             yield "not one connection went through the proxy"
+
+
+def _count_tried(results: Results) -> int:
+    return sum(len(result.connects) for result in results.values())
 
 
 def _port(address: str) -> int:
@@ -175,12 +181,11 @@ def _run_tunnelled(module: str, selected: Results, realm: Realm) -> Comparison:
     with Dante(realm, enctype="confidentiality") as dante:
         plan = Plan(module, "tunnelled", dante.url(protection="confidentiality"), list(selected), [], _SECONDS_PER_TEST)
         results = _run(plan, realm.env)
-        tried = sum(len(result.connects) for result in results.values())
-        reached = _count_sessions(dante, tried)
-        return Comparison(module, "tunnelled", selected, results, dante.port, reached, dante.connections())
+        requested = _count_requests(dante, _count_tried(selected))
+        return Comparison(module, "tunnelled", selected, results, dante.port, requested, dante.connections())
 
 
-def _count_sessions(dante: Dante, expected: int) -> int:
+def _count_requests(dante: Dante, expected: int) -> int:
     """How many requests have been dealt with, by success or not; Dante logs that a moment after their end."""
     deadline = time.monotonic() + 10
     while True:

@@ -64,9 +64,12 @@ class Journal(unittest.TestResult):
         super().__init__()
         self._output = output
         self._seconds = seconds
-        self._outcome = OUTCOMES[0]
-        self._detail = ""
         self._connects: list[str] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._outcome, self._detail = OUTCOMES[0], ""
+        self._connects.clear()
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """An audit hook that takes note of TCP connections."""
@@ -78,8 +81,7 @@ class Journal(unittest.TestResult):
 
     def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().startTest(test)
-        self._outcome, self._detail = OUTCOMES[0], ""
-        self._connects.clear()
+        self._reset()
         self._write(id=test.id())
         self._limit()
 

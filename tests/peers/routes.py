@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
@@ -41,6 +42,7 @@ class Outcome(NamedTuple):
     failure: Optional[Failure]  # noqa: UP045 - NamedTuple evaluates it on 3.9
 
 
+_LINE = re.compile(r"_ssl\.c:\d+: ")  # before the text of one timeout of many, and no part of what it says
 _DETAILS = ("reason", "library", "verify_code", "verify_message")  # of ssl.SSLError and its subclasses
 
 
@@ -50,7 +52,7 @@ def outcome(call: Callable[[], Any]) -> Outcome:
         return Outcome(call(), None)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
         details = {name: getattr(error, name) for name in _DETAILS if hasattr(error, name)}
-        return Outcome(None, Failure(type(error), getattr(error, "errno", None), str(error), details))
+        return Outcome(None, Failure(type(error), getattr(error, "errno", None), _LINE.sub("", str(error)), details))
 
 
 class SameAsPlain:

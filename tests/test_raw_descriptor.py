@@ -1,0 +1,255 @@
+"""The descriptor of a tunnelled socket in the hands of code that knows no method of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.peers.host import PATIENCE_SECONDS, Host, received_until_end
+from tests.peers.targets import SinkServer, octets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gsssocks.testing import Realm
+    from tests.peers.dante import Dante
+    from tests.peers.targets import EchoServer
+
+SIZE = 16 << 20
+
+
+@pytest.fixture
+def tunnel(through_dante: Dante, echo: EchoServer) -> Iterator[socket.socket]:
+    """Connected to an echo."""
+    with socket.create_connection(echo.address, PATIENCE_SECONDS) as connected:
+        yield connected
+
+
+@pytest.fixture
+def descriptor(tunnel: socket.socket) -> Iterator[int]:
+    """Of a tunnel to an echo, detached; it waits."""
+    tunnel.settimeout(None)
+    fd = tunnel.detach()
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(octets(300_000))
+    return path
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        piece = os.read(fd, size - len(received))
+        assert piece, "the stream has ended"
+        received += piece
+    return received
+
+
+class TestDetached:
+    def test_carries_the_plain_stream(self, descriptor: int) -> None:
+        assert os.write(descriptor, b"hello") == 5
+        assert read_exactly(descriptor, 5) == b"hello"
+
+    def test_has_the_number_it_had(self, tunnel: socket.socket) -> None:
+        number = tunnel.fileno()
+        fd = tunnel.detach()
+        assert fd == number
+        assert tunnel.fileno() == -1
+        os.close(fd)
+
+    def test_has_what_had_been_received_before(self, tunnel: socket.socket) -> None:
+        tunnel.sendall(b"hello")
+        assert tunnel.recv(1) == b"h"
+        fd = tunnel.detach()
+        os.set_blocking(fd, True)
+        assert read_exactly(fd, 4) == b"ello"
+        os.close(fd)
+
+    def test_serves_a_socket_object(self, descriptor: int) -> None:
+        with socket.socket(fileno=os.dup(descriptor)) as plain:
+            plain.settimeout(PATIENCE_SECONDS)
+            plain.sendall(b"hello")
+            assert plain.recv(5) == b"hello"
+
+    def test_carries_much_both_ways_at_once(self, descriptor: int) -> None:
+        data = octets(SIZE)
+
+        def write() -> None:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        digest, received = hashlib.sha256(), 0
+        while received < SIZE:
+            piece = os.read(descriptor, 65536)
+            assert piece
+            digest.update(piece)
+            received += len(piece)
+        writer.join()
+        assert digest.digest() == hashlib.sha256(data).digest()
+
+    def test_half_closes(self, through_dante: Dante) -> None:
+        with SinkServer() as sink:
+            fd = socket.create_connection(sink.address).detach()
+            with socket.socket(fileno=fd) as plain:
+                plain.settimeout(PATIENCE_SECONDS)
+                plain.sendall(octets(100_000))
+                plain.shutdown(socket.SHUT_WR)
+                assert received_until_end(plain).decode() == hashlib.sha256(octets(100_000)).hexdigest()
+
+    def test_ends_where_the_target_ends(self, through_dante: Dante) -> None:
+        with Host(lambda connection: connection.sendall(b"last words")) as host:
+            with socket.socket(fileno=socket.create_connection(host.address).detach()) as plain:
+                plain.settimeout(PATIENCE_SECONDS)
+                assert received_until_end(plain) == b"last words"
+
+    def test_is_reset_when_the_tunnel_breaks(self, realm: Realm, through_dante: Dante, echo: EchoServer) -> None:
+        from tests.peers.dante import Dante as Another
+
+        with Another(realm, enctype="confidentiality") as proxy:
+            import gsssocks
+
+            with gsssocks.installed(proxy.url(), no_proxy=[]):
+                fd = socket.create_connection(echo.address).detach()
+            with socket.socket(fileno=fd) as plain:
+                plain.settimeout(PATIENCE_SECONDS)
+                plain.sendall(b"hello")
+                assert plain.recv(5) == b"hello"
+                proxy.stop()
+                assert_ended(plain)
+        socket.create_connection(echo.address).close()
+
+    def test_close_reaches_the_target(self, through_dante: Dante) -> None:
+        with Host(received_until_end) as host:
+            fd = socket.create_connection(host.address).detach()
+            os.write(fd, b"hello")
+            os.close(fd)
+            assert host.result() == b"hello"
+
+    def test_keeps_not_to_wait(self, tunnel: socket.socket) -> None:
+        tunnel.setblocking(False)
+        fd = tunnel.detach()
+        assert not os.get_blocking(fd)
+        with pytest.raises(BlockingIOError):
+            os.read(fd, 1)
+        os.close(fd)
+
+    def test_loses_nothing_at_the_end_of_the_process(self, realm: Realm, dante_confidentiality: Dante) -> None:
+        program = (
+            "import gsssocks, os, sys\n"
+            "tunnel = gsssocks.create_connection(('127.0.0.1', int(sys.argv[1])), proxy=sys.argv[2])\n"
+            "fd, rest = tunnel.detach(), memoryview(bytes(range(256)) * 16384)\n"
+            "os.set_blocking(fd, True)\n"
+            "while rest: rest = rest[os.write(fd, rest):]\n"
+        )
+        with Host(received_until_end) as host:
+            arguments = [str(host.address[1]), dante_confidentiality.url()]
+            subprocess.run(
+                [sys.executable, "-c", program, *arguments],
+                check=True,
+                timeout=PATIENCE_SECONDS,
+                env={**os.environ, **realm.env},
+                cwd=Path(__file__).parents[1],
+            )
+            assert host.result() == bytes(range(256)) * 16384
+
+
+def assert_ended(plain: socket.socket) -> None:
+    try:
+        assert plain.recv(1) == b""
+    except ConnectionResetError:
+        return
+
+
+class TestSendfile:
+    def test_by_the_kernel_is_refused_as_by_a_kernel_that_cannot(self, tunnel: socket.socket, file: Path) -> None:
+        with open(file, "rb") as source, pytest.raises(OSError) as caught:
+            os.sendfile(tunnel.fileno(), source.fileno(), 0, 10)
+        assert caught.value.errno == errno.EINVAL
+
+    def test_leaves_nothing_in_the_stream_where_it_is_refused(self, tunnel: socket.socket, file: Path) -> None:
+        with open(file, "rb") as source, pytest.raises(OSError):
+            os.sendfile(tunnel.fileno(), source.fileno(), 0, 10)
+        tunnel.sendall(b"hello")
+        assert tunnel.recv(100) == b"hello"
+
+    def test_of_a_socket_sends_all_the_same(self, through_dante: Dante, file: Path) -> None:
+        with SinkServer() as sink, socket.create_connection(sink.address, PATIENCE_SECONDS) as tunnel:
+            with open(file, "rb") as source:
+                assert tunnel.sendfile(source) == 300_000
+            tunnel.shutdown(socket.SHUT_WR)
+            assert received_until_end(tunnel).decode() == hashlib.sha256(octets(300_000)).hexdigest()
+
+    def test_of_an_asyncio_loop_sends_all_the_same(self, through_dante: Dante, file: Path) -> None:
+        async def send(tunnel: socket.socket) -> int:
+            with open(file, "rb") as source:
+                return await asyncio.get_running_loop().sock_sendfile(tunnel, source)
+
+        with SinkServer() as sink, socket.create_connection(sink.address, PATIENCE_SECONDS) as tunnel:
+            tunnel.setblocking(False)
+            assert asyncio.run(send(tunnel)) == 300_000
+            tunnel.settimeout(PATIENCE_SECONDS)
+            tunnel.shutdown(socket.SHUT_WR)
+            assert received_until_end(tunnel).decode() == hashlib.sha256(octets(300_000)).hexdigest()
+
+    def test_to_a_plain_socket_is_the_kernels(self, through_dante: Dante, tunnel: socket.socket, file: Path) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        with ours, theirs, open(file, "rb") as source:
+            assert os.sendfile(ours.fileno(), source.fileno(), 0, 10) == 10
+            assert theirs.recv(100) == octets(10)
+
+
+class TestAnotherObject:
+    """For a descriptor that still is the tunnel's own."""
+
+    def test_by_dup(self, tunnel: socket.socket) -> None:
+        with tunnel.dup() as other:
+            other.settimeout(PATIENCE_SECONDS)
+            other.sendall(b"hello")
+            assert other.recv(5) == b"hello"
+
+    def test_by_fromfd(self, tunnel: socket.socket) -> None:
+        with socket.fromfd(tunnel.fileno(), tunnel.family, tunnel.type) as other:
+            other.settimeout(PATIENCE_SECONDS)
+            other.sendall(b"hello")
+            assert other.recv(5) == b"hello"
+
+    def test_by_number_alone(self, tunnel: socket.socket) -> None:
+        with socket.socket(fileno=os.dup(tunnel.fileno())) as other:
+            other.settimeout(PATIENCE_SECONDS)
+            assert other.getpeername() == tunnel.getpeername()
+            other.sendall(b"hello")
+            assert other.recv(5) == b"hello"
+
+    def test_takes_turns_with_the_first(self, tunnel: socket.socket) -> None:
+        with tunnel.dup() as other:
+            other.settimeout(PATIENCE_SECONDS)
+            for number in range(10):
+                first, second = (tunnel, other) if number % 2 else (other, tunnel)
+                first.sendall(b"%d" % number)
+                assert second.recv(1) == b"%d" % number
+
+    def test_outlives_the_first(self, tunnel: socket.socket) -> None:
+        other = tunnel.dup()
+        with other:
+            other.settimeout(PATIENCE_SECONDS)
+            tunnel.close()
+            other.sendall(b"hello")
+            assert other.recv(5) == b"hello"
