@@ -31,6 +31,10 @@ T = TypeVar("T")
 
 RECORD_HEADER = 5
 """Octets of type, version and length before each TLS record (RFC 8446, section 5.1)."""
+CONTENT_TYPES = range(20, 25)
+"""change_cipher_spec to heartbeat (RFC 8446, section 5.1; RFC 6520)."""
+MAX_BODY = 2**14 + 2048
+"""Octets of the longest record body of any version (RFC 5246, section 6.2.3)."""
 WRITE_SIZE = 48 * 1024
 """Octets given to OpenSSL at once: three full records, which fit one message of the tunnel with their overhead."""
 
@@ -330,9 +334,17 @@ class TunnelledTLS:
             return
         self._header += octets
         if len(self._header) == RECORD_HEADER:
-            self._missing = int.from_bytes(self._header[3:], "big")
+            self._missing = self._body_length()
             if not self._missing:
                 self._header.clear()
+
+    def _body_length(self) -> int:
+        """Octets that follow the header; 0 for what is no TLS record, which OpenSSL is then to judge without
+        waiting."""
+        content_type, major = self._header[:2]
+        length = int.from_bytes(self._header[3:], "big")
+        plausible = content_type in CONTENT_TYPES and major == 3 and length <= MAX_BODY
+        return length if plausible else 0
 
 
 def _want_write() -> ssl.SSLWantWriteError:
