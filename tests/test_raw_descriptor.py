@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import gsssocks
+from tests.peers.dante import Dante
 from tests.peers.host import PATIENCE_SECONDS, Host, received_until_end
 from tests.peers.targets import SinkServer, octets
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gsssocks.testing import Realm
-    from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
 SIZE = 16 << 20
@@ -60,6 +61,7 @@ def read_exactly(fd: int, size: int) -> bytes:
     return received
 
 
+@pytest.mark.usefixtures("through_dante")
 class TestDetached:
     def test_carries_the_plain_stream(self, descriptor: int) -> None:
         assert os.write(descriptor, b"hello") == 5
@@ -105,7 +107,7 @@ class TestDetached:
         writer.join()
         assert digest.digest() == hashlib.sha256(data).digest()
 
-    def test_half_closes(self, through_dante: Dante) -> None:
+    def test_half_closes(self) -> None:
         with SinkServer() as sink:
             fd = socket.create_connection(sink.address).detach()
             with socket.socket(fileno=fd) as plain:
@@ -114,18 +116,15 @@ class TestDetached:
                 plain.shutdown(socket.SHUT_WR)
                 assert received_until_end(plain).decode() == hashlib.sha256(octets(100_000)).hexdigest()
 
-    def test_ends_where_the_target_ends(self, through_dante: Dante) -> None:
+    def test_ends_where_the_target_ends(self) -> None:
         with Host(lambda connection: connection.sendall(b"last words")) as host:
-            with socket.socket(fileno=socket.create_connection(host.address).detach()) as plain:
+            fd = socket.create_connection(host.address).detach()
+            with socket.socket(fileno=fd) as plain:
                 plain.settimeout(PATIENCE_SECONDS)
                 assert received_until_end(plain) == b"last words"
 
-    def test_is_reset_when_the_tunnel_breaks(self, realm: Realm, through_dante: Dante, echo: EchoServer) -> None:
-        from tests.peers.dante import Dante as Another
-
-        with Another(realm, enctype="confidentiality") as proxy:
-            import gsssocks
-
+    def test_is_reset_when_the_tunnel_breaks(self, realm: Realm, echo: EchoServer) -> None:
+        with Dante(realm, enctype="confidentiality") as proxy:
             with gsssocks.installed(proxy.url(), no_proxy=[]):
                 fd = socket.create_connection(echo.address).detach()
             with socket.socket(fileno=fd) as plain:
@@ -134,9 +133,8 @@ class TestDetached:
                 assert plain.recv(5) == b"hello"
                 proxy.stop()
                 assert_ended(plain)
-        socket.create_connection(echo.address).close()
 
-    def test_close_reaches_the_target(self, through_dante: Dante) -> None:
+    def test_close_reaches_the_target(self) -> None:
         with Host(received_until_end) as host:
             fd = socket.create_connection(host.address).detach()
             os.write(fd, b"hello")
@@ -178,6 +176,7 @@ def assert_ended(plain: socket.socket) -> None:
         return
 
 
+@pytest.mark.usefixtures("tunnel")
 class TestSendfile:
     def test_by_the_kernel_is_refused_as_by_a_kernel_that_cannot(self, tunnel: socket.socket, file: Path) -> None:
         with open(file, "rb") as source, pytest.raises(OSError) as caught:
@@ -190,14 +189,14 @@ class TestSendfile:
         tunnel.sendall(b"hello")
         assert tunnel.recv(100) == b"hello"
 
-    def test_of_a_socket_sends_all_the_same(self, through_dante: Dante, file: Path) -> None:
+    def test_of_a_socket_sends_all_the_same(self, file: Path) -> None:
         with SinkServer() as sink, socket.create_connection(sink.address, PATIENCE_SECONDS) as tunnel:
             with open(file, "rb") as source:
                 assert tunnel.sendfile(source) == 300_000
             tunnel.shutdown(socket.SHUT_WR)
             assert received_until_end(tunnel).decode() == hashlib.sha256(octets(300_000)).hexdigest()
 
-    def test_of_an_asyncio_loop_sends_all_the_same(self, through_dante: Dante, file: Path) -> None:
+    def test_of_an_asyncio_loop_sends_all_the_same(self, file: Path) -> None:
         async def send(tunnel: socket.socket) -> int:
             with open(file, "rb") as source:
                 return await asyncio.get_running_loop().sock_sendfile(tunnel, source)
@@ -209,7 +208,7 @@ class TestSendfile:
             tunnel.shutdown(socket.SHUT_WR)
             assert received_until_end(tunnel).decode() == hashlib.sha256(octets(300_000)).hexdigest()
 
-    def test_to_a_plain_socket_is_the_kernels(self, through_dante: Dante, tunnel: socket.socket, file: Path) -> None:
+    def test_to_a_plain_socket_is_the_kernels(self, file: Path) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX)
         with ours, theirs, open(file, "rb") as source:
             assert os.sendfile(ours.fileno(), source.fileno(), 0, 10) == 10

@@ -821,7 +821,7 @@ class TestNeverPlaintext:
     @pytest.fixture
     def recorder(self, server_context: ssl.SSLContext) -> Callable[[socket.socket], bytes]:
         """A script that shakes hands if it comes to that, and then writes down what arrives, octet by octet."""
-        # Tickets would stay unread: closing a connection with something unread resets it, and what was sent may be lost.
+        # Tickets would stay unread: to close a connection then resets it, and what was sent may be lost.
         server_context.num_tickets = 0
 
         def record(connection: socket.socket) -> bytes:

@@ -50,11 +50,13 @@ class ProxyServer:
         keytab: the service's keytab; None is the default one (KRB5_KTNAME). Clients may ask for any service in it.
         levels: the protection levels granted: "integrity", "confidentiality", "selective"; and "none", not in the
             RFC, which leaves everything after the authentication bare.
-        authorize: told the client's principal, says whether it may go on; None admits whoever has a ticket.
+        authorize: told the client's principal, in the client's own thread, says whether it may go on; None admits
+            whoever has a ticket.
         negotiation_timeout: seconds a client has from its connection to its request.
         connect_timeout: seconds to look a target up and reach it; after that the answer is 6.
         max_clients: how many are served at once; further ones wait in the kernel's queue.
-        on_session: called with each session that has ended, in a thread of the server, which `stop` waits for.
+        on_session: called with each session that has ended, in the client's own thread. `stop` waits for it, so it
+            must not call `stop`.
 
     Raises:
         ValueError: a level is unknown, or none is given.
