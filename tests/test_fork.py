@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.targets import octets
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from gsssocks.testing import Realm

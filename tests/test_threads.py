@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# The C base class: socket.socket goes through a proxy here.
+import _socket
 import hashlib
 import select
 import signal
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
+import gsssocks
 from tests.peers.host import PATIENCE_SECONDS, Host, received_until_end
 from tests.peers.routes import outcome
 from tests.peers.targets import SinkServer, octets
@@ -61,6 +64,7 @@ class Call(threading.Thread):
         return self._outcome
 
 
+@pytest.mark.usefixtures("through_dante")
 class TestData:
     @pytest.mark.parametrize("timeout", [None, PATIENCE_SECONDS])
     def test_one_thread_reads_while_another_writes(self, tunnel: socket.socket, timeout: float | None) -> None:
@@ -81,7 +85,7 @@ class TestData:
         tunnel.sendall(b"hello")
         assert reader.outcome().value == b"hello"
 
-    def test_each_sendall_arrives_in_one_piece(self, through_dante: Dante) -> None:
+    def test_each_sendall_arrives_in_one_piece(self) -> None:
         size = 100_001  # more than a message holds
         with Host(received_until_end) as host, socket.create_connection(host.address, PATIENCE_SECONDS) as shared:
 
@@ -97,7 +101,7 @@ class TestData:
         pieces = [arrived[start : start + size] for start in range(0, len(arrived), size)]
         assert all(piece == piece[:1] * size for piece in pieces)
 
-    def test_sends_of_one_thread_keep_their_order_among_others(self, through_dante: Dante) -> None:
+    def test_sends_of_one_thread_keep_their_order_among_others(self) -> None:
         with Host(received_until_end) as host, socket.create_connection(host.address, PATIENCE_SECONDS) as shared:
 
             def write(letter: int) -> None:
@@ -136,11 +140,8 @@ class SlowProxy:
         self._proxy = proxy
 
     def __call__(self, client: socket.socket) -> None:
-        import _socket
-
         self.reached.set()
         assert self.go.wait(PATIENCE_SECONDS)
-        # The C base class: socket.socket goes through a proxy here.
         server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
         server.settimeout(PATIENCE_SECONDS)
         server.connect(("127.0.0.1", self._proxy.port))
@@ -167,8 +168,6 @@ class TestWhileConnecting:
 
     @contextmanager
     def connecting(self, slow: tuple[SlowProxy, Host[None]], echo: EchoServer) -> Iterator[tuple[socket.socket, Call]]:
-        import gsssocks
-
         script, host = slow
         with socket.socket() as tunnel, gsssocks.installed(gsssocks.Proxy("localhost", host.address[1]), no_proxy=[]):
             tunnel.settimeout(PATIENCE_SECONDS)
@@ -248,7 +247,7 @@ class TestEndedByAnotherThread:
             assert same_as_plain(close).value == b"hello"
 
 
-class InterruptedError_(Exception):
+class AlarmError(Exception):
     """Raised by a signal handler."""
 
 
@@ -263,8 +262,9 @@ def alarm_every(seconds: float, handler: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.usefixtures("through_dante")
 class TestSignals:
-    def test_handler_that_returns_is_not_noticed_by_a_reader(self, through_dante: Dante) -> None:
+    def test_handler_that_returns_is_not_noticed_by_a_reader(self) -> None:
         interrupted = threading.Event()
 
         def answer_late(connection: socket.socket) -> None:
@@ -273,7 +273,8 @@ class TestSignals:
             received_until_end(connection)
 
         with Host(answer_late) as host, socket.create_connection(host.address, PATIENCE_SECONDS) as tunnel:
-            with alarm_every(0.01, interrupted.set):
+            alarm = alarm_every(0.01, interrupted.set)
+            with alarm:
                 assert received(tunnel, 5) == b"hello"
 
     def test_handler_that_returns_is_not_noticed_in_much_data(self, tunnel: socket.socket) -> None:
@@ -286,7 +287,7 @@ class TestSignals:
         assert rings
         assert arrived == data
 
-    def test_handler_that_raises_ends_the_wait_and_loses_nothing(self, through_dante: Dante) -> None:
+    def test_handler_that_raises_ends_the_wait_and_loses_nothing(self) -> None:
         interrupted = threading.Event()
 
         def answer_late(connection: socket.socket) -> None:
@@ -295,16 +296,16 @@ class TestSignals:
             received_until_end(connection)
 
         def ring() -> None:
-            raise InterruptedError_
+            raise AlarmError
 
         with Host(answer_late) as host, socket.create_connection(host.address, PATIENCE_SECONDS) as tunnel:
-            with pytest.raises(InterruptedError_), alarm_every(0.05, ring):
+            with pytest.raises(AlarmError), alarm_every(0.05, ring):
                 tunnel.recv(5)
             interrupted.set()
             assert received(tunnel, 5) == b"hello"
 
-    def test_handler_that_raises_while_sending_leaves_whole_messages(self, through_dante: Dante) -> None:
-        # Nobody reads until the sender has been interrupted: it waits in the middle of the data, then goes on elsewhere.
+    def test_handler_that_raises_while_sending_leaves_whole_messages(self) -> None:
+        # Nobody reads until the sender has been interrupted: so that happens in the middle of its data.
         interrupted = threading.Event()
 
         def read_late(connection: socket.socket) -> bytes:
@@ -312,10 +313,10 @@ class TestSignals:
             return received_until_end(connection)
 
         def ring() -> None:
-            raise InterruptedError_
+            raise AlarmError
 
         with Host(read_late) as host, socket.create_connection(host.address, PATIENCE_SECONDS) as tunnel:
-            with pytest.raises(InterruptedError_), alarm_every(0.3, ring):
+            with pytest.raises(AlarmError), alarm_every(0.3, ring):
                 tunnel.sendall(octets(64 << 20))
             interrupted.set()
             tunnel.sendall(b"the end")
@@ -325,7 +326,7 @@ class TestSignals:
         assert arrived.endswith(b"the end")
         assert sent == octets(len(sent))
 
-    def test_digest_survives_handlers_that_raise_between_reads(self, through_dante: Dante) -> None:
+    def test_handler_that_returns_is_not_noticed_by_a_writer(self) -> None:
         size = 4 << 20
         with SinkServer() as sink, socket.create_connection(sink.address, PATIENCE_SECONDS) as tunnel:
             with alarm_every(0.001, lambda: None):

@@ -39,9 +39,7 @@ SENDS_IN_A_ROW = 20
 SHORT_TIMEOUT_SECONDS = 0.001
 
 
-def check_stream(
-    pair: Pair, *, seed: int = 0, schedules: int = 100, first: int = 0, max_data: int = 70_000
-) -> None:
+def check_stream(pair: Pair, *, seed: int = 0, schedules: int = 100, first: int = 0, max_data: int = 70_000) -> None:
     """Plays random schedules, each over a pair of its own.
 
     Args:

@@ -30,6 +30,7 @@ from gsssocks._protocol import MAX_TOKEN, Address, MessageType, message_header
 from gsssocks._record import ProtectedRecords
 from gsssocks._security import Granted, Unwrapped
 from gsssocks._socket import adopt
+from gsssocks._stream import ProtectedStream
 from gsssocks._tunnel import Tunnel, remember
 from gsssocks.exceptions import ProtectionError
 
@@ -453,7 +454,7 @@ def _put_into_tunnel(sock: socket.socket, context: MemoryContext, level: Protect
     tunnel.bound = Address(*sock.getsockname()[:2])
     tunnel.kernel_name_shown = True
     tunnel.context = context
-    tunnel.stream._records = ProtectedRecords(context, level)  # noqa: SLF001 - in place of a negotiation
+    tunnel.stream = ProtectedStream(ProtectedRecords(context, level))
     tunnel.settle()
     remember(tunnel, sock.fileno())
     adopt(sock)
@@ -470,8 +471,7 @@ def _connected(host: str, buffers: int | None, kind: type[socket.socket]) -> tup
         _set_buffers(near, buffers)
         listener.bind((host, 0))
         listener.listen(1)
-        # The default timeout is for the test to choose. And a connect that does not wait would leave its traces: Linux lets
-        # another one succeed after it.
+        # Waiting: after a connect that does not, Linux lets another one succeed.
         raw.setblocking(near, True)
         raw.connect(near, listener.getsockname())
         near.settimeout(socket.getdefaulttimeout())
