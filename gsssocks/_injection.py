@@ -4,6 +4,7 @@ environment."""
 from __future__ import annotations
 
 import os
+import shutil
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +12,32 @@ from typing import TYPE_CHECKING
 from ._startup import CHILDREN, INJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["environment", "hook_path", "install_hook", "remove_hook"]
+__all__ = ["deaf", "environment", "hook_path", "install_hook", "remove_hook"]
 
 _FOLDER = Path(__file__).with_name("_inject")
-# Sorts behind what other packages put there: editable installs have to be on the path first. Does nothing, and imports
-# nothing, unless the environment asks.
-_HOOK = 'import os; os.environ.get("GSSSOCKS_INJECT") and __import__("gsssocks._startup", fromlist=["start"]).start()\n'
+# Does nothing, and imports nothing, unless the environment asks. What it does then is all here: it has to stop the
+# program also where gsssocks has been uninstalled and the hook has been left behind.
+_HOOK_BODY = """
+import sys
+try:
+    from gsssocks._startup import start
+except Exception as error:
+    try:
+        sys.stderr.write(f"gsssocks: cannot be imported by {sys.executable}: {error}\\n")
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):
+        pass
+    if os.environ["GSSSOCKS_INJECT"] != "warn":
+        os._exit(78)
+else:
+    start()
+"""
+_HOOK = f"import os; os.environ.get('GSSSOCKS_INJECT', '0') in ('', '0') or exec({_HOOK_BODY!r})\n"
+# Sorts behind what other packages put there: editable installs have to be on the path first.
 _HOOK_NAME = "zz_gsssocks.pth"
+_LONGEST_LINE = 4096
 
 
 def environment(
@@ -41,6 +59,58 @@ def environment(
         CHILDREN: "1" if children else "0",
         "PYTHONPATH": os.pathsep.join(path),
     }
+
+
+def deaf(command: Sequence[str]) -> str | None:
+    """The option by which `command` makes Python ignore the environment that `environment()` gives it, if there is one.
+
+    Args:
+        command: a program and its arguments; where it is a script, its first line counts, too.
+    """
+    if _is_python(command[0]):
+        return _deafening(command[1:])
+    interpreter = _interpreter(command[0])
+    return _deafening(interpreter[1:]) if interpreter and _is_python(interpreter[0]) else None
+
+
+def _is_python(program: str) -> bool:
+    return os.path.basename(program).startswith(("python", "pypy"))
+
+
+def _deafening(arguments: Sequence[str]) -> str | None:
+    """The first of -I, -E and -S among the interpreter's own options, alone or in a group such as `-Es`."""
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith("-") or argument in ("-", "--"):
+            return None
+        if argument.startswith("--"):
+            continue
+        for position, letter in enumerate(argument[1:], 2):
+            if letter in "IES":
+                return f"-{letter}"
+            if letter in "cm":
+                return None
+            if letter in "WX":
+                if not argument[position:]:
+                    next(remaining, None)
+                break
+    return None
+
+
+def _interpreter(program: str) -> list[str]:
+    """What a script's first line names, without `env`; nothing for what is no script."""
+    path = shutil.which(program)
+    if path is None:
+        return []
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(_LONGEST_LINE)
+    except OSError:
+        return []
+    words = os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
+    if words and os.path.basename(words[0]) == "env":
+        words = [word for word in words[1:] if word != "-S"]
+    return words
 
 
 def hook_path() -> Path:

@@ -28,7 +28,7 @@ import socket
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
-from . import _descriptor, _originals
+from . import _arguments, _descriptor, _originals
 from ._config import Proxy
 from ._relay import relay
 from ._transport import Deadline, Transport, byte_view
@@ -69,8 +69,8 @@ __all__ = [
 _INET = (socket.AF_INET, socket.AF_INET6)
 _PEEK = socket.MSG_PEEK
 _DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
-_RECV_FLAGS = _PEEK | _DONTWAIT | getattr(socket, "MSG_WAITALL", 0) | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_SEND_FLAGS = _DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_MORE", 0)
+_CMSG_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_ERRQUEUE = getattr(socket, "MSG_ERRQUEUE", 0)
 
 
 _relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictionary()
@@ -125,8 +125,10 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
         OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
             The socket is as it was then and may be connected again.
     """
-    _check_unconnected(sock)
-    tunnel = tunnel_for(sock, proxies, checked_address(sock, address), name)
+    peername = checked_address(sock, address)
+    if _is_connected(sock):
+        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+    tunnel = tunnel_for(sock, proxies, peername, name)
     was = type(sock)
     fd = _originals.SocketType.fileno(sock)
     local = _originals.SocketType.getsockname(sock)
@@ -150,11 +152,6 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
     remember(tunnel, fd)
     if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
         _make_plain(sock)
-
-
-def _check_unconnected(sock: socket.socket) -> None:
-    if _is_connected(sock):
-        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -262,7 +259,8 @@ class GSSSocket(socket.socket):
     # Connecting
 
     def connect(self, address: Any) -> None:
-        _check_unconnected(self)
+        if self._tunnel() is not None:
+            return _originals.SocketType.connect(self, address)  # the kernel says what is wrong with that
         open_tunnel(self, [self._proxy()], address)
         if self.gettimeout() == 0:
             raise in_progress()
@@ -299,8 +297,7 @@ class GSSSocket(socket.socket):
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendto(data, *arguments)
-        if not 1 <= len(arguments) <= 2:
-            raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
+        _arguments.check(self.family, "sendto", data, *arguments)
         # A connected TCP socket does not look at the address (send(2)), as with any stream.
         return self.send(data, *arguments[:-1])
 
@@ -310,11 +307,13 @@ class GSSSocket(socket.socket):
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendmsg(buffers, ancdata, flags, address)
-        if address is not None:
-            checked_address(self, address)  # and then ignored, as TCP does
-        if _control_messages(ancdata):
+        buffers = _arguments.listed(buffers)
+        control = _arguments.has_control_messages(self.family, buffers, ancdata, flags, address)
+        if control:
+            self.send(b"", flags)  # a connection that cannot send at all says that first
             raise OSError(errno.EINVAL, "ancillary data cannot be sent through a proxy")
-        return self.send(_gathered(buffers, attachment.tunnel.stream.records.max_plaintext, self.gettimeout()), flags)
+        most = attachment.tunnel.stream.records.max_plaintext
+        return self.send(_arguments.gathered(buffers, most, self.gettimeout()), flags)
 
     def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
@@ -337,61 +336,62 @@ class GSSSocket(socket.socket):
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().recv(bufsize, flags)
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recv")
-        stream, transport, deadline = _receiving(self, attachment, flags)
-        if flags & socket.MSG_WAITALL and not flags & _PEEK:
-            return _receive_exactly(stream, transport, bufsize, deadline)
-        return stream.receive(transport, bufsize, deadline, peek=bool(flags & _PEEK))
+        wanted = _arguments.size(self.family, "recv", bufsize, flags)
+        if flags:
+            return _receive_with_flags(self, attachment, wanted, flags)
+        return attachment.tunnel.stream.receive(attachment.transport, wanted, Deadline(self.gettimeout()))
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().recv_into(buffer, nbytes, flags)
-        with byte_view(buffer) as view, view[: _room(view, nbytes, "recv_into")] as target:
-            stream, transport, deadline = _receiving(self, attachment, flags)
-            if flags & socket.MSG_WAITALL and not flags & _PEEK:
-                octets = _receive_exactly(stream, transport, len(target), deadline)
-                target[: len(octets)] = octets
-                return len(octets)
-            return stream.receive_into(transport, target, deadline, peek=bool(flags & _PEEK))
+        with _arguments.room(self.family, "recv_into", buffer, nbytes, flags) as target:
+            if not flags:
+                stream = attachment.tunnel.stream
+                return stream.receive_into(attachment.transport, target, Deadline(self.gettimeout()))
+            octets = _receive_with_flags(self, attachment, len(target), flags)
+            target[: len(octets)] = octets
+            return len(octets)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         if id(self) not in attachments:
             return super().recvfrom(bufsize, flags)
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recvfrom")
-        return self.recv(bufsize, flags), None
+        wanted = _arguments.size(self.family, "recvfrom", bufsize, flags)
+        return self._received(wanted, flags), None
 
     def recvfrom_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         if id(self) not in attachments:
             return super().recvfrom_into(buffer, nbytes, flags)
-        with byte_view(buffer) as view:
-            room = _room(view, nbytes, "recvfrom_into")
-            return self.recv_into(view[:room], 0, flags) if room else 0, None
+        with _arguments.room(self.family, "recvfrom_into", buffer, nbytes, flags) as target:
+            octets = self._received(len(target), flags)
+            target[: len(octets)] = octets
+            return len(octets), None
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         if id(self) not in attachments:
             return super().recvmsg(bufsize, ancbufsize, flags)
-        if bufsize < 0:
-            raise ValueError("negative buffer size in recvmsg()")
-        _check_ancillary_size(ancbufsize, "recvmsg")
-        return self.recv(bufsize, flags), [], 0, None
+        wanted = _arguments.size(self.family, "recvmsg", bufsize, ancbufsize, flags)
+        return self._received(wanted, flags), [], flags & _CMSG_CLOEXEC, None
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[Any], int, Any]:
         if id(self) not in attachments:
             return super().recvmsg_into(buffers, ancbufsize, flags)
-        _check_ancillary_size(ancbufsize, "recvmsg_into")
-        views = [byte_view(buffer) for buffer in buffers]
-        octets = memoryview(self.recv(sum(map(len, views)), flags))
+        listed = _arguments.listed(buffers)
+        _arguments.check(self.family, "recvmsg_into", listed, ancbufsize, flags)
+        views = [byte_view(buffer) for buffer in listed]
+        octets = memoryview(self._received(sum(map(len, views)), flags))
         received = len(octets)
         for view in views:
             part = octets[: len(view)]
             view[: len(part)] = part
             octets = octets[len(part) :]
-        return received, [], 0, None
+        return received, [], flags & _CMSG_CLOEXEC, None
+
+    def _received(self, size: int, flags: int) -> bytes:
+        """As `recv`; but no octets at all are waited for as one would be, as recvfrom(2) and recvmsg(2) do."""
+        return self.recv(size, flags) if size else self.recv(1, flags | _PEEK)[:0]
 
     # Ending
 
@@ -406,6 +406,13 @@ class GSSSocket(socket.socket):
         if attachment is not None:
             attachment.tunnel.stream.let_go(attachment.transport)
         super()._real_close()  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        # The C finalizer closes the descriptor, with a warning; what is in line must have left before.
+        attachment = attachments.pop(id(self), None)
+        if attachment is not None:
+            attachment.tunnel.stream.let_go(attachment.transport)
+        super().__del__()  # type: ignore[misc]
 
     def detach(self) -> int:
         attachment = attachments.get(id(self))
@@ -480,8 +487,10 @@ def connect_code(sock: socket.socket, error: OSError) -> int:
 def _sending(
     sock: socket.socket, attachment: Attachment, view: memoryview, flags: int
 ) -> tuple[Transport, memoryview, Deadline]:
-    if flags & ~_SEND_FLAGS:
-        raise OSError(errno.EOPNOTSUPP, f"flags {flags:#x} cannot be carried through a proxy")
+    if flags:
+        flags = operator.index(flags)
+        if flags & socket.MSG_OOB:
+            raise OSError(errno.EOPNOTSUPP, "SOCKS cannot carry urgent data")
     if attachment.tls:
         # ssl.SSLSocket falls through to its base class once shutdown() has dropped the TLS object: that would be
         # plaintext.
@@ -489,11 +498,17 @@ def _sending(
     return attachment.transport, view, _deadline(sock, flags)
 
 
-def _receiving(sock: socket.socket, attachment: Attachment, flags: int) -> tuple[ProtectedStream, Transport, Deadline]:
-    if flags & ~_RECV_FLAGS:
-        # MSG_OOB: there is no urgent data here, and there never will be, SOCKS cannot carry it.
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    return attachment.tunnel.stream, attachment.transport, _deadline(sock, flags)
+def _receive_with_flags(sock: socket.socket, attachment: Attachment, size: int, flags: int) -> bytes:
+    """recv(2) with flags. Those that mean nothing to TCP are passed over, as Linux does."""
+    flags = operator.index(flags)
+    if flags & socket.MSG_OOB:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # there is no urgent data, and never will be
+    if flags & _ERRQUEUE:
+        return _originals.SocketType.recv(sock, size, flags)  # not of the stream: the kernel's own notes
+    stream, transport, deadline = attachment.tunnel.stream, attachment.transport, _deadline(sock, flags)
+    if flags & socket.MSG_WAITALL and not flags & _PEEK:
+        return _receive_all(stream, transport, size, deadline)
+    return stream.receive(transport, size, deadline, peek=bool(flags & _PEEK))
 
 
 def _deadline(sock: socket.socket, flags: int) -> Deadline:
@@ -502,61 +517,22 @@ def _deadline(sock: socket.socket, flags: int) -> Deadline:
     return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
 
 
-def _receive_exactly(stream: ProtectedStream, transport: Transport, size: int, deadline: Deadline) -> bytes:
-    """MSG_WAITALL: `size` octets, fewer only if the stream ends or the time runs out after some (recv(2))."""
-    octets = bytearray()
-    while len(octets) < size:
+def _receive_all(stream: ProtectedStream, transport: Transport, size: int, deadline: Deadline) -> bytes:
+    """MSG_WAITALL: `size` octets, fewer only if the stream ends or fails after some (recv(2)).
+
+    A socket with a timeout does not wait for more than the first ones (socketmodule.c).
+    """
+    octets = bytearray(stream.receive(transport, size, deadline))
+    rest = Deadline(None if deadline.timeout is None else 0)
+    while octets and len(octets) < size:
         try:
-            part = stream.receive(transport, size - len(octets), deadline)
-        except (BlockingIOError, socket.timeout):
-            if not octets:
-                raise
-            break
+            part = stream.receive(transport, size - len(octets), rest)
+        except OSError:
+            break  # it will be said next time
         if not part:
             break
         octets += part
     return bytes(octets)
-
-
-def _room(view: memoryview, nbytes: int, method: str) -> int:
-    if nbytes < 0:
-        raise ValueError(f"negative buffersize in {method}")
-    if nbytes > len(view):
-        raise ValueError(
-            "buffer too small for requested bytes"
-            if method == "recv_into"
-            else "nbytes is greater than the length of the buffer"
-        )
-    return nbytes or len(view)
-
-
-def _check_ancillary_size(size: int, method: str) -> None:
-    if size < 0:
-        raise ValueError(f"invalid ancillary data buffer length in {method}()")
-
-
-def _control_messages(ancdata: Iterable[Any]) -> int:
-    """How many there are; the exceptions for malformed ones are a plain socket's."""
-    count = 0
-    for item in ancdata:
-        try:
-            level, kind, octets = item
-        except (TypeError, ValueError):
-            raise TypeError("sendmsg() argument 2 must be an iterable of (level, type, data)") from None
-        operator.index(level), operator.index(kind), memoryview(octets)
-        count += 1
-    return count
-
-
-def _gathered(buffers: Iterable[ReadableBuffer], max_plaintext: int, timeout: float | None) -> bytearray:
-    """The buffers as one. Where the call may stop short, not more than it could get rid of at once."""
-    enough = None if timeout is None else 4 * max_plaintext
-    octets = bytearray()
-    for buffer in buffers:
-        octets += byte_view(buffer)
-        if enough is not None and len(octets) >= enough:
-            break
-    return octets
 
 
 _DEFAULT_TIMEOUT: Any = object()

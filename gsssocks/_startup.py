@@ -22,15 +22,20 @@ EX_CONFIG = 78
 """Exit status for a set-up that cannot work (sysexits.h)."""
 
 
+_started = False
+
+
 def start() -> None:
     """Installs the patch if the environment asks for it. May be called more than once: `.pth` and sitecustomize both
     do.
 
     Never raises: site would print the error and let the program run on, past the proxy. Ends the process instead.
     """
+    global _started
     asked = os.environ.get(INJECT, "")
-    if asked in ("", "0") or "gsssocks._patch" in sys.modules:
+    if asked in ("", "0") or _started:
         return
+    _started = True
     if os.environ.get(CHILDREN) == "0":
         del os.environ[INJECT]
     try:
@@ -57,10 +62,17 @@ def _import_wrapt() -> None:
 
 
 def _refuse(error: Exception, asked: str) -> None:
-    sys.stderr.write(f"gsssocks: {error}\n")
+    _say(str(error))
     if asked == "warn":
-        sys.stderr.write(f"gsssocks: {INJECT}=warn: going on without a proxy\n")
+        _say(f"{INJECT}=warn: going on without a proxy")
         return
-    sys.stderr.write(f"gsssocks: the program is not started; {INJECT}=warn would start it without a proxy\n")
-    sys.stderr.flush()
+    _say(f"the program is not started; {INJECT}=warn would start it without a proxy")
     os._exit(EX_CONFIG)
+
+
+def _say(message: str) -> None:
+    try:
+        sys.stderr.write(f"gsssocks: {message}\n")
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):
+        return  # standard error is closed, or full: no reason to let the program run past the proxy

@@ -352,6 +352,8 @@ class ProtectedStream:
         with self._my_turn(deadline):
             if not self.flush(transport, deadline):
                 raise deadline.passed()
+            if not data:
+                return transport.send(data)  # an error that is waiting to be told is told
             self._await_room(transport, data, deadline)
             accepted = self._swallow_owed(data)
             while accepted < len(data):
@@ -364,7 +366,7 @@ class ProtectedStream:
                     self._owed = chunk[-1]
                     accepted -= 1
                     break
-            if not accepted and len(data):
+            if not accepted:
                 raise deadline.passed()
             return accepted
 
@@ -492,7 +494,10 @@ class ProtectedStream:
             os.close(fd)
 
         # Not a daemon: the interpreter's end must not cut off what the application has handed over.
-        _originals.Thread(target=finish, name="gsssocks-linger").start()
+        try:
+            _originals.Thread(target=finish, name="gsssocks-linger").start()
+        except RuntimeError:
+            finish()  # the interpreter is ending already, and starts no more threads
 
 
 _forks = 0

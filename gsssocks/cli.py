@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import __version__
 from ._check import STATUS, examine
 from ._config import Settings
-from ._injection import environment, hook_path, install_hook, remove_hook
+from ._injection import deaf, environment, hook_path, install_hook, remove_hook
 from ._startup import EX_CONFIG, INJECT
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def _run(options: argparse.Namespace) -> int:
     given = {"PROXY": options.proxy, "NO_PROXY": options.no_proxy, "RULES": options.rules}
     settings = {f"GSSSOCKS_{name}": value for name, value in given.items() if value is not None}
     child = environment(os.environ, settings, children=options.children, warn=options.warn)
-    ignoring = [option for option in ("-I", "-E", "-S") if option in options.program[1:]]
-    if ignoring and "python" in os.path.basename(options.program[0]):
-        return _failure("run", f"{ignoring[0]} makes Python ignore the environment: gsssocks cannot get in", EX_CONFIG)
+    ignoring = deaf(options.program)
+    if ignoring is not None:
+        return _failure("run", f"{ignoring} makes Python ignore the environment: gsssocks cannot get in", EX_CONFIG)
     try:
         Settings.load(environ=child)
     except (TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ FLOORS: dict[str, int] = {
         6: ["_socket"],
         5: ["_udp", "_bind", "_relay", "_tunnel"],
         4: ["_stream"],
-        3: ["_negotiation"],
+        3: ["_negotiation", "_arguments"],
         2: ["_record", "_config", "_transport"],
         1: ["_gss", "_security", "_protocol", "_descriptor"],
         0: ["exceptions", "_originals"],

@@ -1,22 +1,33 @@
-"""Starts gsssocks, then whatever sitecustomize the environment had. `gsssocks run` puts this folder in front of PYTHONPATH."""
+"""Starts gsssocks, then whatever sitecustomize the environment had.
+
+`gsssocks run` puts this folder in front of PYTHONPATH.
+"""
 
 import os
 import sys
 
 
 def _start() -> None:
-    if os.environ.get("GSSSOCKS_INJECT", "") in ("", "0"):
+    asked = os.environ.get("GSSSOCKS_INJECT", "")
+    if asked in ("", "0"):
         return
     try:
         from gsssocks._startup import start
     except Exception as error:  # noqa: BLE001  # site would print it, and let the program run past the proxy
-        sys.stderr.write(f"gsssocks: cannot be imported by {sys.executable}: {error}\n")
-        if os.environ["GSSSOCKS_INJECT"] == "warn":
+        _say(f"cannot be imported by {sys.executable}: {error}")
+        if asked == "warn":
             return
-        sys.stderr.write("gsssocks: install gsssocks there; the program is not started\n")
-        sys.stderr.flush()
+        _say("install gsssocks there; the program is not started")
         os._exit(78)
     start()
+
+
+def _say(message: str) -> None:
+    try:
+        sys.stderr.write(f"gsssocks: {message}\n")
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):
+        return
 
 
 def _chain() -> None:

@@ -1,6 +1,6 @@
-"""What tests need, on the loopback interface: against real Kerberos, a private realm, a proxy in it as a pytest fixture,
-and a proxy that misbehaves as it is told; without Kerberos, a tunnelled socket whose far end plays by the octet, and a
-check of what any stream socket owes its user."""
+"""What tests need, all on the loopback interface: against real Kerberos, a private realm, a proxy in it as a pytest
+fixture, and a proxy that misbehaves as it is told; without Kerberos, a tunnelled socket whose far end plays octet by
+octet, and a check of what any stream socket owes its user."""
 
 from __future__ import annotations
 

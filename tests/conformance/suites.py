@@ -1,7 +1,7 @@
 """CPython's own tests for `socket` and `ssl`: directly, with gsssocks installed and bypassed, and through a proxy.
 
-What is compared is what the direct run selects: all tests of the classes in which at least one test opens a TCP
-connection. So the selection follows the Python it runs on.
+Bypassed, all tests are compared. Through the proxy, it is those which the direct run selects: all tests of the classes
+in which at least one test opens a TCP connection. So the selection follows the Python it runs on.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def compare(module: str, modes: Iterable[str], realm: Realm) -> list[Comparison]
     Raises:
         RuntimeError: this Python comes without its own tests.
     """
-    selected = _select(_run_directly(module))
+    direct = _run_directly(module)
     return [
-        _run_tunnelled(module, selected, realm) if mode == "tunnelled" else _run_bypassed(module, selected)
+        _run_tunnelled(module, _select(direct), realm) if mode == "tunnelled" else _run_bypassed(module, direct)
         for mode in modes
     ]
 
@@ -170,10 +170,10 @@ def _class(test: str) -> str:
     return test.rpartition(".")[0]
 
 
-def _run_bypassed(module: str, selected: Results) -> Comparison:
-    """The selected tests with gsssocks installed and every destination bypassed."""
-    plan = Plan(module, "bypassed", "", list(selected), [], _SECONDS_PER_TEST)
-    return Comparison(module, "bypassed", selected, _run(plan, {}))
+def _run_bypassed(module: str, direct: Results) -> Comparison:
+    """All tests with gsssocks installed and every destination bypassed."""
+    plan = Plan(module, "bypassed", "", list(direct), [], _SECONDS_PER_TEST)
+    return Comparison(module, "bypassed", direct, _run(plan, {}))
 
 
 def _run_tunnelled(module: str, selected: Results, realm: Realm) -> Comparison:

@@ -87,9 +87,11 @@ class Journal(unittest.TestResult):
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().stopTest(test)
-        # Again, for what comes between the tests, and after them.
-        self._limit()
         self._write(id=test.id(), outcome=self._outcome, detail=self._detail, connects=self._connects)
+        # Python 3.12.1 ends a skipped test without having begun it.
+        self._reset()
+        # Also for what comes between the tests, and after them.
+        self._limit()
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
         super().addError(test, err)

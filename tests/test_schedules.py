@@ -1,0 +1,300 @@
+"""Random schedules: whatever is done to a tunnelled socket, in whatever order and cut wherever, it does what a plain
+one does."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import select
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from gsssocks.testing import check_stream, plain_pair, tunnelled_pair
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from gsssocks.testing import PlainPeer, TunnelPeer
+
+PATIENCE_SECONDS = 20.0
+PROTECTIONS = ("integrity", "confidentiality", "selective")
+
+
+# Schedules from a seed
+
+
+def some_buffers(choices: Random) -> int | None:
+    """The system's size, the smallest there is, or one in between: then a message leaves, and arrives, in parts."""
+    return choices.choice((None, None, 1, choices.randint(1, 20_000)))
+
+
+def plain(choices: Random) -> tuple[socket.socket, PlainPeer]:
+    return plain_pair(buffers=some_buffers(choices))
+
+
+def long_messages(choices: Random) -> tuple[socket.socket, TunnelPeer]:
+    return tunnelled_pair(
+        protection=choices.choice(PROTECTIONS),
+        max_plaintext=choices.choice((None, None, choices.randint(500, 5000))),
+        buffers=some_buffers(choices),
+    )
+
+
+def short_messages(choices: Random) -> tuple[socket.socket, TunnelPeer]:
+    return tunnelled_pair(
+        protection=choices.choice(PROTECTIONS), max_plaintext=choices.randint(1, 20), buffers=some_buffers(choices)
+    )
+
+
+def test_plain_socket_passes_the_check() -> None:
+    check_stream(plain, schedules=1000)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_long_messages(seed: int) -> None:
+    check_stream(long_messages, seed=seed, schedules=1000)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_short_messages(seed: int) -> None:
+    check_stream(short_messages, seed=seed, schedules=1000, max_data=300)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("pair", [long_messages, short_messages])
+def test_for_hours(pair: Callable[[Random], tuple[socket.socket, TunnelPeer]]) -> None:
+    for seed in range(100, 200):
+        check_stream(pair, seed=seed, schedules=1000, max_data=300 if pair is short_messages else 200_000)
+
+
+# The check itself: a socket with a fault does not pass
+
+
+class TakesOneTooMany(socket.socket):
+    """Reads ahead: what select() says is no longer true."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ahead = b""
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        if flags or not bufsize:
+            return super().recv(bufsize, flags)
+        self._ahead = self._ahead or super().recv(bufsize + 1)
+        data, self._ahead = self._ahead[:bufsize], self._ahead[bufsize:]
+        return data
+
+
+class LosesTheLast(socket.socket):
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        data = super().recv(bufsize, flags)
+        return data[:-1] if len(data) > 1 else data
+
+
+class PeeksForGood(socket.socket):
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return super().recv(bufsize, flags & ~socket.MSG_PEEK)
+
+
+class FindsNothingFirst(socket.socket):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._calls = 0
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        self._calls += 1
+        if self._calls % 3 == 0:
+            raise BlockingIOError(errno.EAGAIN, "nothing yet")
+        return super().recv(bufsize, flags)
+
+
+class EndsEarly(socket.socket):
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        try:
+            return super().recv(bufsize, flags)
+        except BlockingIOError:
+            return b""
+
+
+class TellsOneTooFew(socket.socket):
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        return max(super().send(data, flags) - 1, 0)
+
+
+class TellsOneTooMany(socket.socket):
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        count = super().send(data[:-1], flags) if len(data) > 1 else super().send(data, flags)
+        return count + 1 if len(data) > 1 else count
+
+
+class SendsTwice(socket.socket):
+    def sendmsg(self, *arguments: Any) -> int:
+        super().sendmsg(*arguments)
+        return super().sendmsg(*arguments)
+
+
+class NeverFull(socket.socket):
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        try:
+            return super().send(data, flags)
+        except BlockingIOError:
+            return len(data)
+
+
+class SendsAfterwards(socket.socket):
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        try:
+            return super().send(data, flags)
+        except BrokenPipeError:
+            return len(data)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TakesOneTooMany,
+        LosesTheLast,
+        PeeksForGood,
+        FindsNothingFirst,
+        EndsEarly,
+        TellsOneTooFew,
+        TellsOneTooMany,
+        SendsTwice,
+        NeverFull,
+        SendsAfterwards,
+    ],
+)
+def test_faulty_socket_does_not_pass_the_check(kind: type[socket.socket]) -> None:
+    with pytest.raises(AssertionError, match="To play it again"):
+        check_stream(lambda choices: plain_pair(buffers=some_buffers(choices), kind=kind), schedules=300)
+
+
+def test_failed_schedule_can_be_played_again() -> None:
+    def faulty(_: Random) -> tuple[socket.socket, PlainPeer]:
+        return plain_pair(kind=LosesTheLast)
+
+    with pytest.raises(AssertionError) as first:
+        check_stream(faulty, seed=7, schedules=300)
+    number = int(str(first.value).partition("first=")[2].partition(",")[0])
+    with pytest.raises(AssertionError) as again:
+        check_stream(faulty, seed=7, first=number, schedules=1)
+    assert str(again.value) == str(first.value)
+
+
+class CutsAnEnd(socket.socket):
+    """Takes the end of the connection inside a message for the end of the stream."""
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        try:
+            return super().recv(bufsize, flags)
+        except ConnectionResetError:
+            return b""
+
+
+def test_cut_that_passes_for_an_end_does_not_pass_the_check() -> None:
+    with pytest.raises(AssertionError, match="a cut inside a message passed for the end"):
+        check_stream(lambda _: tunnelled_pair(kind=CutsAnEnd), schedules=300)
+
+
+# A tunnelled and a plain socket, step by step
+
+
+class Side(NamedTuple):
+    """One of the two pairs."""
+
+    sock: socket.socket
+    peer: PlainPeer
+
+
+class Outcome(NamedTuple):
+    """What became of a call: for an error, what a program can branch on."""
+
+    value: Any
+    error: Optional[type[BaseException]] = None  # noqa: UP007 - NamedTuple evaluates it on 3.9
+    errno: Optional[int] = None  # noqa: UP007
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    try:
+        return Outcome(call())
+    except OSError as error:
+        return Outcome(None, type(error), error.errno)
+
+
+def received_into(sock: socket.socket, size: int, flags: int) -> bytes:
+    buffer = bytearray(size)
+    return bytes(buffer[: sock.recv_into(buffer, 0, flags)])
+
+
+def received_from_into(sock: socket.socket, size: int, flags: int) -> bytes:
+    buffer = bytearray(size)
+    return bytes(buffer[: sock.recvfrom_into(buffer, 0, flags)[0]])
+
+
+def received_in_two(sock: socket.socket, size: int, flags: int) -> bytes:
+    buffers = [bytearray(size // 2), bytearray(size - size // 2)]
+    count = sock.recvmsg_into(buffers, 0, flags)[0]
+    return b"".join(buffers)[:count]
+
+
+RECEIVERS: dict[str, Callable[[socket.socket, int, int], bytes]] = {
+    "recv": lambda sock, size, flags: sock.recv(size, flags),
+    "recvfrom": lambda sock, size, flags: sock.recvfrom(size, flags)[0],
+    "recvmsg": lambda sock, size, flags: sock.recvmsg(size, 0, flags)[0],
+    "recv_into": received_into,
+    "recvfrom_into": received_from_into,
+    "recvmsg_into": received_in_two,
+}
+SENDERS: dict[str, Callable[[socket.socket, bytes, int], Any]] = {
+    "send": lambda sock, data, flags: sock.send(data, flags),
+    "sendall": lambda sock, data, flags: sock.sendall(data, flags),
+    "sendto": lambda sock, data, flags: sock.sendto(data, flags, ("127.0.0.1", 9)),
+    "sendmsg": lambda sock, data, flags: sock.sendmsg([data[:3], data[3:]], [], flags),
+}
+RECEIVE_FLAGS = (0, 0, 0, socket.MSG_PEEK, socket.MSG_WAITALL, socket.MSG_DONTWAIT, socket.MSG_OOB)
+SEND_FLAGS = (0, 0, 0, socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL, socket.MSG_MORE)
+EVENTS = select.POLLIN | select.POLLPRI | select.POLLOUT | getattr(select, "POLLRDHUP", 0)
+
+
+def events(sock: socket.socket, patience: float = 0, of: int = EVENTS) -> int:
+    poll = select.poll()
+    poll.register(sock, of)
+    return sum(event for _, event in poll.poll(patience * 1000))
+
+
+class BesidePlain(RuleBasedStateMachine):
+    """The same calls on a tunnelled and a plain socket. Neither call nor data is more than what its peer takes up at
+    once, so both can be held against each other at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = Side(*plain_pair())
+        self.tunnelled = Side(*tunnelled_pair(max_plaintext=100))
+        self.peer_speaks = self.peer_there = True
+        self.closed = False
+        # Of the peer's data: what the plain socket has not been sent yet, because the message is incomplete.
+        self.held = b""
+        self.sides = (self.plain, self.tunnelled)
+        for side in self.sides:
+            side.sock.settimeout(0)
+
+    def teardown(self) -> None:
+        for side in self.sides:
+            if self.peer_there:
+                side.peer.reset()
+            side.sock.close()
+
+    def same(self, call: Callable[[socket.socket], Any]) -> Outcome:
+        plain, tunnelled = [outcome(lambda side=side: call(side.sock)) for side in self.sides]  # type: ignore[misc]
+        assert tunnelled == plain
+        return plain
+
+    def await_all(self, ready: Callable[[Side], bool]) -> None:
+        for side in self.sides:
+            ...
