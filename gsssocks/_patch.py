@@ -164,7 +164,12 @@ def _patch_lookups() -> None:
 
 def _is_remote(name: str, port: int | None) -> bool:
     settings = _settings
-    return settings is not None and settings.remote_dns and not settings.rules.is_direct(name, port)
+    if settings is None or not settings.remote_dns:
+        return False
+    # A proxy's own name is not asked of a proxy.
+    if name.lower().rstrip(".") in {proxy.host.lower().rstrip(".") for proxy in settings.proxies}:
+        return False
+    return not settings.rules.is_direct(name, port)
 
 
 _LIBRARIES = {

@@ -241,7 +241,10 @@ class Resolver:
     ) -> Any:
         address = _address_in(args)
         if not self._stands_for_a_name(address):
-            return wrapped(*args, **kwargs)
+            try:
+                return wrapped(*args, **kwargs)
+            finally:
+                del args, kwargs  # a traceback of ours would keep them alive longer than the original's does
         sockaddr, flags = args
         host, service = wrapped(sockaddr, (flags | socket.NI_NUMERICHOST) & ~socket.NI_NAMEREQD)
         name = self._placeholders.name(address)

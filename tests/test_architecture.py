@@ -38,7 +38,14 @@ FLOORS: dict[str, int] = {
     }.items()
     for name in names
 }
-NEIGHBOURS = {("_gss", "_security"), ("__main__", "cli"), ("cli", "_injection"), ("cli", ""), ("cli", "_check"), ("adapters", "adapters")}
+NEIGHBOURS = {
+    ("_gss", "_security"),
+    ("__main__", "cli"),
+    ("cli", ""),
+    ("cli", "_injection"),
+    ("_inject", "_startup"),
+    ("adapters", "adapters"),
+}
 
 # Third-party packages whose rooms are fixed; any other has at most one.
 ROOMS = {"gssapi": {"_gss"}, "wrapt": {"_patch"}, "socks": {"exceptions", "adapters.pysocks"}}

@@ -4,16 +4,10 @@ one does."""
 from __future__ import annotations
 
 import errno
-import hashlib
-import select
 import socket
-import threading
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from gsssocks.testing import check_stream, plain_pair, tunnelled_pair
 
@@ -22,7 +16,6 @@ if TYPE_CHECKING:
 
     from gsssocks.testing import PlainPeer, TunnelPeer
 
-PATIENCE_SECONDS = 20.0
 PROTECTIONS = ("integrity", "confidentiality", "selective")
 
 
@@ -200,101 +193,3 @@ class CutsAnEnd(socket.socket):
 def test_cut_that_passes_for_an_end_does_not_pass_the_check() -> None:
     with pytest.raises(AssertionError, match="a cut inside a message passed for the end"):
         check_stream(lambda _: tunnelled_pair(kind=CutsAnEnd), schedules=300)
-
-
-# A tunnelled and a plain socket, step by step
-
-
-class Side(NamedTuple):
-    """One of the two pairs."""
-
-    sock: socket.socket
-    peer: PlainPeer
-
-
-class Outcome(NamedTuple):
-    """What became of a call: for an error, what a program can branch on."""
-
-    value: Any
-    error: Optional[type[BaseException]] = None  # noqa: UP007 - NamedTuple evaluates it on 3.9
-    errno: Optional[int] = None  # noqa: UP007
-
-
-def outcome(call: Callable[[], Any]) -> Outcome:
-    try:
-        return Outcome(call())
-    except OSError as error:
-        return Outcome(None, type(error), error.errno)
-
-
-def received_into(sock: socket.socket, size: int, flags: int) -> bytes:
-    buffer = bytearray(size)
-    return bytes(buffer[: sock.recv_into(buffer, 0, flags)])
-
-
-def received_from_into(sock: socket.socket, size: int, flags: int) -> bytes:
-    buffer = bytearray(size)
-    return bytes(buffer[: sock.recvfrom_into(buffer, 0, flags)[0]])
-
-
-def received_in_two(sock: socket.socket, size: int, flags: int) -> bytes:
-    buffers = [bytearray(size // 2), bytearray(size - size // 2)]
-    count = sock.recvmsg_into(buffers, 0, flags)[0]
-    return b"".join(buffers)[:count]
-
-
-RECEIVERS: dict[str, Callable[[socket.socket, int, int], bytes]] = {
-    "recv": lambda sock, size, flags: sock.recv(size, flags),
-    "recvfrom": lambda sock, size, flags: sock.recvfrom(size, flags)[0],
-    "recvmsg": lambda sock, size, flags: sock.recvmsg(size, 0, flags)[0],
-    "recv_into": received_into,
-    "recvfrom_into": received_from_into,
-    "recvmsg_into": received_in_two,
-}
-SENDERS: dict[str, Callable[[socket.socket, bytes, int], Any]] = {
-    "send": lambda sock, data, flags: sock.send(data, flags),
-    "sendall": lambda sock, data, flags: sock.sendall(data, flags),
-    "sendto": lambda sock, data, flags: sock.sendto(data, flags, ("127.0.0.1", 9)),
-    "sendmsg": lambda sock, data, flags: sock.sendmsg([data[:3], data[3:]], [], flags),
-}
-RECEIVE_FLAGS = (0, 0, 0, socket.MSG_PEEK, socket.MSG_WAITALL, socket.MSG_DONTWAIT, socket.MSG_OOB)
-SEND_FLAGS = (0, 0, 0, socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL, socket.MSG_MORE)
-EVENTS = select.POLLIN | select.POLLPRI | select.POLLOUT | getattr(select, "POLLRDHUP", 0)
-
-
-def events(sock: socket.socket, patience: float = 0, of: int = EVENTS) -> int:
-    poll = select.poll()
-    poll.register(sock, of)
-    return sum(event for _, event in poll.poll(patience * 1000))
-
-
-class BesidePlain(RuleBasedStateMachine):
-    """The same calls on a tunnelled and a plain socket. Neither call nor data is more than what its peer takes up at
-    once, so both can be held against each other at each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain = Side(*plain_pair())
-        self.tunnelled = Side(*tunnelled_pair(max_plaintext=100))
-        self.peer_speaks = self.peer_there = True
-        self.closed = False
-        # Of the peer's data: what the plain socket has not been sent yet, because the message is incomplete.
-        self.held = b""
-        self.sides = (self.plain, self.tunnelled)
-        for side in self.sides:
-            side.sock.settimeout(0)
-
-    def teardown(self) -> None:
-        for side in self.sides:
-            if self.peer_there:
-                side.peer.reset()
-            side.sock.close()
-
-    def same(self, call: Callable[[socket.socket], Any]) -> Outcome:
-        plain, tunnelled = [outcome(lambda side=side: call(side.sock)) for side in self.sides]  # type: ignore[misc]
-        assert tunnelled == plain
-        return plain
-
-    def await_all(self, ready: Callable[[Side], bool]) -> None:
-        for side in self.sides:
-            ...

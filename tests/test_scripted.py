@@ -10,6 +10,7 @@ import pytest
 import gsssocks
 from gsssocks.testing import ClientGoneError, ScriptedProxy
 from tests.peers.host import PATIENCE_SECONDS
+from tests.peers.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def test_honest_at_every_level(protection: str, pipelined: str) -> None:
         url = proxy.url(protection=protection, pipelined=pipelined)
         with gsssocks.create_connection(TARGET, PATIENCE_SECONDS, proxy=url) as sock:
             sock.sendall(b"hello")
-            assert sock.recv(5, socket.MSG_WAITALL) == b"hello"
+            assert receive_exactly(sock, 5) == b"hello"
     assert (b"hello" in proxy.received) == (protection in ("none", "integrity"))
 
 

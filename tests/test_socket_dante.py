@@ -20,6 +20,7 @@ from gsssocks import GSSSocket, Proxy, ReplyError
 from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
 from tests.peers.host import PATIENCE_SECONDS, Host, received_until_end
+from tests.peers.receiving import receive_exactly
 from tests.peers.relay import CountingRelay
 from tests.peers.targets import octets
 
@@ -61,7 +62,7 @@ def nobody() -> Iterator[tuple[str, int]]:
 
 def echoes(sock: socket.socket, data: bytes = b"ping") -> bool:
     sock.sendall(data)
-    return sock.recv(len(data), socket.MSG_WAITALL) == data
+    return receive_exactly(sock, len(data)) == data
 
 
 class TestData:
@@ -72,7 +73,7 @@ class TestData:
     def test_echo_around_the_limits_of_a_message(self, sock: GSSSocket, size: int) -> None:
         with ThreadPoolExecutor() as threads:
             sending = threads.submit(sock.sendall, octets(size))
-            assert sock.recv(size, socket.MSG_WAITALL) == octets(size)
+            assert receive_exactly(sock, size) == octets(size)
             sending.result()
 
     def test_megabytes_in_both_directions_at_once(self, sock: GSSSocket) -> None:
@@ -104,7 +105,7 @@ class TestData:
         sock.sendall(b"abc")
         assert sock.recv(1, socket.MSG_PEEK) == b"a"
         assert sock.recv(10, socket.MSG_WAITALL | socket.MSG_PEEK)[:1] == b"a"
-        assert sock.recv(3, socket.MSG_WAITALL) == b"abc"
+        assert receive_exactly(sock, 3) == b"abc"
 
     def test_file_over_the_socket(self, sock: GSSSocket) -> None:
         with sock.makefile("rwb") as file:
@@ -124,7 +125,7 @@ class TestData:
         (tmp_path / "file").write_bytes(octets(100_000))
         with open(tmp_path / "file", "rb") as file, ThreadPoolExecutor() as threads:
             sending = threads.submit(sock.sendfile, file)
-            assert sock.recv(100_000, socket.MSG_WAITALL) == octets(100_000)
+            assert receive_exactly(sock, 100_000) == octets(100_000)
             assert sending.result() == 100_000
 
     def test_sendmsg_and_recvmsg(self, sock: GSSSocket) -> None:
@@ -182,7 +183,7 @@ class TestTimeout:
                 sock.recv(4)
             said_nothing.set()
             sock.settimeout(PATIENCE_SECONDS)
-            assert sock.recv(4, socket.MSG_WAITALL) == b"late"
+            assert receive_exactly(sock, 4) == b"late"
 
     def test_non_blocking_recv(self, sock: GSSSocket) -> None:
         sock.setblocking(False)
@@ -369,8 +370,8 @@ class TestDuplicates:
             assert duplicate.getpeername() == sock.getpeername()
             sock.sendall(b"by one ")
             duplicate.sendall(b"by the other")
-            assert duplicate.recv(7, socket.MSG_WAITALL) == b"by one "
-            assert sock.recv(12, socket.MSG_WAITALL) == b"by the other"
+            assert receive_exactly(duplicate, 7) == b"by one "
+            assert receive_exactly(sock, 12) == b"by the other"
 
     def test_one_outlives_the_other(self, sock: GSSSocket) -> None:
         duplicate = sock.dup()
@@ -444,7 +445,7 @@ class TestMany:
                 all_connected.wait(PATIENCE_SECONDS)
                 sending = threading.Thread(target=sock.sendall, args=(data,))
                 sending.start()
-                received = sock.recv(len(data), socket.MSG_WAITALL)
+                received = receive_exactly(sock, len(data))
                 sending.join()
                 return received == data
 

@@ -7,6 +7,7 @@ import hashlib
 import select
 import socket
 import ssl
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
@@ -325,6 +326,7 @@ class TestHandshake:
                 second.session = first.session
                 second.do_handshake()
                 assert second.session_reused
+                assert answer(second, b"hello", 5) == b"hello"
 
     def test_both_ends_have_the_same_channel_binding(self, conversation: Conversation) -> None:
         with conversation(ssl.SSLSocket.get_channel_binding) as (host, encrypted):
@@ -422,7 +424,6 @@ class TestWhatTheConnectionSaysOfItself:
             lambda s: s.recv(0),
             lambda s: s.write("text"),
             lambda s: s.send("text"),
-            lambda s: s.send(b""),
             lambda s: s.sendall(b""),
             lambda s: s.read(10, b"not writable"),
             lambda s: setattr(s, "context", None),
@@ -520,11 +521,26 @@ class TestFailures:
 
     def test_peer_that_hangs_up_during_the_handshake(self, failing_alike: FailingAlike) -> None:
         with Host(lambda connection: connection.recv(65536)) as host:
-            assert failing_alike(host) is ssl.SSLEOFError
+            # Python 3.9 has another subclass for it.
+            assert issubclass(failing_alike(host), ssl.SSLError)
 
-    def test_end_without_close_notify(self, failing_alike: FailingAlike, server_context: ssl.SSLContext) -> None:
+    def test_end_without_close_notify(
+        self,
+        same_as_plain: SameAsPlain,
+        connect: Connect,
+        server_context: ssl.SSLContext,
+        client_context: ssl.SSLContext,
+    ) -> None:
+        options: dict[str, Any] = {"server_hostname": "localhost", "suppress_ragged_eofs": False}
         with tls_host(server_context, nothing) as host:
-            assert failing_alike(host, suppress_ragged_eofs=False) is ssl.SSLEOFError
+
+            def read() -> bytes:
+                with connect(client_context, host.address, **options) as encrypted:
+                    return encrypted.recv(1)
+
+            end = same_as_plain(read)
+        # Python 3.9 does not notice it with OpenSSL 3.
+        assert end.value == b"" if sys.version_info < (3, 10) else end.failure is not None
 
     def test_damaged_record(self, failing_alike: FailingAlike, server_context: ssl.SSLContext) -> None:
         def damage(encrypted: ssl.SSLSocket) -> None:
@@ -863,7 +879,7 @@ class TestNeverPlaintext:
     ) -> None:
         def object_and_record(connection: socket.socket) -> bytes:
             hello = connection.recv(65536)
-            connection.sendall(b"this is no TLS")
+            connection.sendall(b"noTLS")  # as long as a record's header: nothing stays unread, which would reset
             return hello + received_until_end(connection)
 
         with conversation(object_and_record, raw=True, do_handshake_on_connect=False) as (host, encrypted):

@@ -80,6 +80,7 @@ class Terms:
     authorize: Callable[[str], bool]
     negotiation_timeout: float
     connect_timeout: float
+    hosts: Mapping[str, str]
 
 
 class Client:
@@ -166,7 +167,7 @@ class Client:
 
     def _reach(self, destination: Address, deadline: Deadline) -> _originals.SocketType:
         failure: OSError = OSError(errno.EHOSTUNREACH, f"{destination.host} has no address")
-        for family, address in call_within(deadline, lambda: _addresses(destination)):
+        for family, address in call_within(deadline, lambda: self._addresses(destination)):
             try:
                 return self._connected(family, address, deadline)
             except socket.timeout:
@@ -184,6 +185,12 @@ class Client:
             sock.close()
             raise
         return sock
+
+    def _addresses(self, destination: Address) -> list[tuple[int, tuple[Any, ...]]]:
+        host = self._terms.hosts.get(destination.host.lower().rstrip("."), destination.host)
+        # As octets: a name arrives the way it is looked up, and must not be encoded again.
+        found = _originals.getaddrinfo(host.encode("ascii"), destination.port, 0, socket.SOCK_STREAM)
+        return [(info[0], cast("tuple[Any, ...]", info[4])) for info in found]
 
     def _answer(self, code: int, bound: Address) -> None:
         self._session.reply = code
@@ -284,12 +291,6 @@ def _undelivered(fd: int) -> int:
     except OSError:
         return 0  # not every system says it of a socket
     return int(octets)
-
-
-def _addresses(destination: Address) -> list[tuple[int, tuple[Any, ...]]]:
-    # As octets: a name arrives the way it is looked up, and must not be encoded again.
-    found = _originals.getaddrinfo(destination.host.encode("ascii"), destination.port, 0, socket.SOCK_STREAM)
-    return [(info[0], cast("tuple[Any, ...]", info[4])) for info in found]
 
 
 def _bound_address(sock: _originals.SocketType) -> Address:

@@ -23,7 +23,7 @@ from ._session import Session
 from ._waiting import NEVER, Stopped, StopSign
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from types import TracebackType
 
 __all__ = ["ProxyServer"]
@@ -57,6 +57,7 @@ class ProxyServer:
         max_clients: how many are served at once; further ones wait in the kernel's queue.
         on_session: called with each session that has ended, in the client's own thread. `stop` waits for it, so it
             must not call `stop`.
+        hosts: addresses of names, in lower case, that this proxy knows before it asks the resolver, as /etc/hosts does.
 
     Raises:
         ValueError: a level is unknown, or none is given.
@@ -74,11 +75,12 @@ class ProxyServer:
         connect_timeout: float = 30.0,
         max_clients: int = 256,
         on_session: Callable[[Session], None] | None = None,
+        hosts: Mapping[str, str] | None = None,
     ) -> None:
         self._host = host
         self._wanted_port = port
         self._terms = Terms(
-            keytab, _protection_levels(levels), authorize or _anybody, negotiation_timeout, connect_timeout
+            keytab, _protection_levels(levels), authorize or _anybody, negotiation_timeout, connect_timeout, hosts or {}
         )
         self._max_clients = max_clients
         self._on_session = on_session

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 import gsssocks
 from gsssocks import GSSSocket, ProtocolError, ProxyError
 from gsssocks.testing import ScriptedProxy
+from tests.peers.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from gsssocks.testing import Conversation
@@ -85,7 +85,7 @@ def test_end_inside_a_message_after_whole_ones() -> None:
         client.send(client.records.protect(b"not whole")[:-1])
 
     with ScriptedProxy(script) as proxy, gsssocks.create_connection(TARGET, 20, proxy=proxy.url()) as sock:
-        assert sock.recv(14, socket.MSG_WAITALL) == b"whole messages"
+        assert receive_exactly(sock, 14) == b"whole messages"
         for _ in range(2):
             with pytest.raises(ProtocolError, match="data is missing"):
                 sock.recv(100)

@@ -14,6 +14,7 @@ import gsssocks
 from gsssocks import ProtectionError, ProtocolError, ProxyError
 from gsssocks.testing import ScriptedProxy
 from tests.hostile.misdeeds import CONTEXT, DATA, GARBAGE, LEVEL, REFUSAL, damaged
+from tests.peers.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,8 +141,8 @@ def test_data_before_it_is_delivered_and_then_the_error(bad: BadMessage) -> None
         bad.send(client)
 
     with tunnel(script) as (sock, _):
-        assert sock.recv(5, socket.MSG_WAITALL) == b"good "
-        assert sock.recv(8, socket.MSG_WAITALL) == b"and true"
+        assert receive_exactly(sock, 5) == b"good "
+        assert receive_exactly(sock, 8) == b"and true"
         with pytest.raises(bad.error, match=bad.says) as caught:
             sock.recv(100)
         assert caught.value.errno == errno.EPROTO
@@ -233,7 +234,7 @@ def test_encrypted_message_at_level_integrity_is_no_offence(length: int) -> None
         client.send_data(b"end")
 
     with tunnel(script, protection="integrity") as (sock, _):
-        assert sock.recv(length + 3, socket.MSG_WAITALL) == bytes(length) + b"end"
+        assert receive_exactly(sock, length + 3) == bytes(length) + b"end"
 
 
 def test_clients_own_message_sent_back_is_refused() -> None:

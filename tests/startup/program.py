@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["EX_CONFIG", "PROXIED", "ROOT", "Env", "clean", "gsssocks", "inside", "serving", "start"]
+__all__ = ["EX_CONFIG", "PROXIED", "ROOT", "Env", "clean", "fetched", "gsssocks", "inside", "serving", "start"]
 
 ROOT = Path(__file__).parents[2]
 EX_CONFIG = 78
@@ -33,9 +33,7 @@ def clean(base: Mapping[str, str]) -> Env:
     }
 
 
-def start(
-    *command: str | Path, env: Mapping[str, str], cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def start(*command: str | Path, env: Mapping[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     return subprocess.run(
         [str(word) for word in command],
@@ -68,8 +66,8 @@ def inside(
 
 
 @contextmanager
-def serving(*command: str | Path, env: Mapping[str, str], cwd: Path, sign: str) -> Iterator[str]:
-    """A server under `gsssocks run`; the line of its standard error that has `sign`, which says that it listens."""
+def serving(*command: str | Path, env: Mapping[str, str], cwd: Path, sign: str) -> Iterator[list[str]]:
+    """A server under `gsssocks run`; what it said on standard error up to a line with `sign`, and in the end, all."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gsssocks", "run", "--", *map(str, command)],
         env=dict(env),
@@ -80,16 +78,25 @@ def serving(*command: str | Path, env: Mapping[str, str], cwd: Path, sign: str) 
         text=True,
     )
     assert process.stderr is not None
+    said: list[str] = []
     with process:
         try:
-            said = []
             for line in process.stderr:
                 said.append(line)
                 if sign in line:
                     break
             else:
                 raise AssertionError(f"the server ended: {''.join(said)}")
-            yield line
+            yield said
         finally:
             process.terminate()
-            process.stderr.read()
+            said.extend(process.stderr)
+
+
+def fetched(url: str) -> bytes:
+    """What a plain client, in a process of its own, is answered."""
+    program = "import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1], timeout=30).read())"
+    command = [sys.executable, "-c", program, url]
+    return subprocess.run(
+        command, env=clean(os.environ), capture_output=True, check=True, timeout=_LIMIT_SECONDS
+    ).stdout

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.startup.program import EX_CONFIG, PROXIED, ROOT, Env, gsssocks, inside, serving, start
+from tests.startup.program import EX_CONFIG, PROXIED, ROOT, Env, fetched, gsssocks, inside, serving, start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,14 +114,16 @@ class TestTheProgramIsItself:
     def test_the_users_own_sitecustomize_is_patched_already(self, env: Env, tmp_path: Path) -> None:
         script(tmp_path, PROXIED, "sitecustomize.py")
         both = {**env, "PYTHONPATH": f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"}
-        assert inside("-c", "", env=both, options=("--no-children",)).stdout == "True\n"
+        command_and_program = inside("-c", "", env=both).stdout
+        assert command_and_program == "False\nTrue\n"
 
     def test_an_error_in_the_users_own_sitecustomize_is_told_as_ever(self, env: Env, tmp_path: Path) -> None:
         script(tmp_path, "import nowhere", "sitecustomize.py")
         both = {**env, "PYTHONPATH": f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"}
         plain = start(sys.executable, "-c", "", env=both)
         assert "nowhere" in plain.stderr
-        assert outcome(inside("-c", "", env=both)) == outcome(plain)
+        command_and_program = inside("-c", "", env=both)
+        assert outcome(command_and_program) == (0, "", 2 * plain.stderr)
 
     @pytest.mark.parametrize("module", ["ssl", "urllib3", "requests", "asyncio", "asyncio.events", "gssapi"])
     def test_not_imported_before_it(self, env: Env, module: str) -> None:
@@ -138,11 +140,8 @@ class TestChildren:
         assert outcome(inside("-c", CHILD, env=env)) == PATCHED
 
     def test_not_with_no_children(self, env: Env) -> None:
-        assert outcome(inside("-c", f"{PROXIED}; {CHILD}", env=env, options=("--no-children",))) == (
-            0,
-            "True\nFalse\n",
-            "",
-        )
+        done = inside("-u", "-c", f"{PROXIED}; {CHILD}", env=env, options=("--no-children",))
+        assert outcome(done) == (0, "True\nFalse\n", "")
 
     @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
     def test_multiprocessing(self, env: Env, tmp_path: Path, method: str) -> None:
@@ -155,16 +154,10 @@ class TestChildren:
         script(tmp_path, APP)
         granted = dante_confidentiality.connections()
         command = (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--preload")
-        with serving(*command, "program:app", env=dante_env, cwd=tmp_path, sign="Listening at:") as line:
-            (address,) = (word for word in line.split() if word.startswith("http://"))
+        with serving(*command, "program:app", env=dante_env, cwd=tmp_path, sign="Listening at:") as said:
+            (address,) = (word for word in said[-1].split() if word.startswith("http://"))
             assert len(fetched(f"{address}/{https_server.address[1]}")) == 1000
         assert dante_confidentiality.connections() == granted + 1
-
-
-def fetched(url: str) -> bytes:
-    """What a plain client, in a process of its own, is answered."""
-    program = "import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1], timeout=30).read())"
-    return subprocess.run([sys.executable, "-c", program, url], capture_output=True, check=True, timeout=60).stdout
 
 
 class TestAWrongSetUp:

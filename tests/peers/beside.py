@@ -1,0 +1,99 @@
+"""A tunnelled and a plain socket side by side: what becomes of the same call on each."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+
+from gsssocks.testing import plain_pair, tunnelled_pair
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from gsssocks.testing import PlainPeer
+
+__all__ = ["PATIENCE_SECONDS", "Outcome", "Side", "SideBySide", "outcome", "poll"]
+
+PATIENCE_SECONDS = 20.0
+
+
+class Outcome(NamedTuple):
+    """What became of a call: for an error, what a program can branch on."""
+
+    value: Any
+    error: Optional[type[BaseException]] = None  # noqa: UP007 - NamedTuple evaluates it on 3.9
+    errno: Optional[int] = None  # noqa: UP007 - NamedTuple evaluates it on 3.9
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    """What became of a call."""
+    try:
+        return Outcome(call())
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
+        return Outcome(None, type(error), getattr(error, "errno", None))
+
+
+def poll(sock: socket.socket, events: int, patience: float = 0) -> int:
+    """Which of the events poll(2) reports; errors and hang-ups come unasked."""
+    waiting = select.poll()
+    waiting.register(sock, events)
+    return sum(event for _, event in waiting.poll(patience * 1000))
+
+
+class Side(NamedTuple):
+    """One of the two pairs."""
+
+    sock: socket.socket
+    peer: PlainPeer
+
+
+class SideBySide:
+    """A plain and a tunnelled pair, to which the same is done.
+
+    Args:
+        options: of the tunnelled pair.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.plain = Side(*plain_pair())
+        self.tunnelled = Side(*tunnelled_pair(**options))
+        self.both = (self.plain, self.tunnelled)
+
+    def __enter__(self) -> SideBySide:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for side in self.both:
+            side.sock.close()
+            side.peer.close()
+
+    def outcomes(self, call: Callable[[socket.socket], Any]) -> tuple[Outcome, Outcome]:
+        """What becomes of the call on the plain and on the tunnelled socket."""
+        return outcome(lambda: call(self.plain.sock)), outcome(lambda: call(self.tunnelled.sock))
+
+    def same(self, call: Callable[[socket.socket], Any]) -> Outcome:
+        """What becomes of the call on either: the test fails if that is not the same."""
+        plain, tunnelled = self.outcomes(call)
+        assert tunnelled == plain, f"plain: {plain}, tunnelled: {tunnelled}"
+        return plain
+
+    def peers_send(self, data: bytes) -> None:
+        """Both peers send `data`; it has arrived then."""
+        for side in self.both:
+            side.peer.send(data)
+        self.await_arrival()
+
+    def await_arrival(self) -> None:
+        """Waits until all that has left the peers is in the kernel's buffer of the sockets."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not all(side.peer.arrived(side.sock) for side in self.both):
+            assert time.monotonic() < deadline, "what the peers have sent does not arrive"
+
+    def await_events(self, events: int) -> None:
+        """Waits until both sockets report at least one of the events, or an error or a hang-up."""
+        for side in self.both:
+            assert poll(side.sock, events, PATIENCE_SECONDS), "what was to happen does not"
