@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from gsssocks.testing import Conversation, Realm
     from tests.peers.dante import Dante
 
-NAME = "target.example"
-"""Known to `proxy`, and to nobody else."""
+NAME = "target.invalid"
+"""Known to `proxy`, and to nobody else: no resolver answers names below "invalid" (RFC 6761)."""
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 FUNCTIONS = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 
@@ -267,7 +267,7 @@ class TestLookups:
         plain = socket.getaddrinfo("localhost", 80)
         with gsssocks.installed(proxy.url()):
             assert socket.getaddrinfo("localhost", 80) == plain
-        with gsssocks.installed(proxy.url(), no_proxy=f"{NAME}"), pytest.raises(socket.gaierror):
+        with gsssocks.installed(proxy.url(), no_proxy=NAME), pytest.raises(socket.gaierror):
             socket.gethostbyname(NAME)
 
     def test_of_the_proxys_own_name_are_the_systems(self, proxy: ProxyServer) -> None:
@@ -306,13 +306,13 @@ class TestConnect:
     def test_asks_for_the_name_as_it_was_first_looked_up(self, proxy: ProxyServer, echo: EchoServer) -> None:
         with gsssocks.installed(proxy.url()), socket.socket() as sock:
             # A label of its own: other tests have looked up NAME.
-            address = socket.gethostbyname("Unknown.Target.Example.")
-            assert socket.gethostbyname("unknown.target.example") == address
+            address = socket.gethostbyname("Unknown.Target.Invalid.")
+            assert socket.gethostbyname("unknown.target.invalid") == address
             with pytest.raises(ReplyError):
                 sock.connect((address, echo.address[1]))
         destination = last_session(proxy).destination
         assert destination is not None
-        assert destination.host == "Unknown.Target.Example."
+        assert destination.host == "Unknown.Target.Invalid."
 
     def test_to_a_name_the_proxy_does_not_know_fails_there(self, proxy: ProxyServer) -> None:
         with gsssocks.installed(proxy.url()), pytest.raises(ReplyError) as caught:
@@ -359,7 +359,7 @@ class TestRules:
 
 
 class TestAPlaceholderThatIsNotKnown:
-    ADDRESS = Placeholders().address("from.another.process.example")
+    ADDRESS = Placeholders().address("from.another.process.invalid")
 
     def test_is_refused_with_the_reason(self, proxy: ProxyServer) -> None:
         sessions = len(proxy.sessions)

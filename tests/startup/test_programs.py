@@ -31,7 +31,7 @@ FTP = """
 import ftplib, io, sys
 with ftplib.FTP(timeout=20) as ftp:
     ftp.connect("localhost", int(sys.argv[1]))
-    ftp.login()
+    ftp.login("alice", "secret")
     print(ftp.nlst())
     ftp.retrbinary("RETR there", open("here", "wb").write)
     ftp.storbinary("STOR back", open("here", "rb"))

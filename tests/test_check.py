@@ -1,0 +1,307 @@
+"""`gsssocks check`: what it says of a set-up that works, and of each way in which one does not."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gsssocks.testing import Realm
+from gsssocks.testing._loopback import ReservedPort
+from tests.peers.dante import Dante
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import trustme
+
+    from tests.peers.targets import EchoServer, HTTPSServer
+
+ROOT = Path(__file__).parents[1]
+LIMIT_SECONDS = 60
+ALL = ["configuration", "credential", "service", "proxy", "authentication", "protection", "target"]
+
+Env = dict[str, str]
+Facts = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def two_services() -> Iterator[Realm]:
+    """A realm that knows socks/localhost and rcmd/localhost, but no host/localhost."""
+    with Realm() as started:
+        started.add_service("rcmd/localhost")
+        yield started
+
+
+@pytest.fixture(scope="module")
+def proxy(two_services: Realm) -> Iterator[Dante]:
+    """Dante that accepts socks/localhost and level 2 alone."""
+    with Dante(two_services, enctype="confidentiality") as started:
+        yield started
+
+
+@pytest.fixture
+def env(two_services: Realm, trust: trustme.CA, tmp_path: Path) -> Env:
+    """alice's ticket, trust in the HTTPS server, this checkout, and no proxy."""
+    ca_file = str(tmp_path / "ca.pem")
+    trust.cert_pem.write_to_path(ca_file)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().endswith("_PROXY") and not name.startswith("GSSSOCKS_")
+    }
+    return {**inherited, **two_services.env, "PYTHONPATH": str(ROOT), "SSL_CERT_FILE": ca_file}
+
+
+def check(*arguments: str, env: Env) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "gsssocks", "check", *arguments],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done
+
+
+def findings(*arguments: str, env: Env) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status, and what `--json` says of each step."""
+    done = check("--json", *arguments, env=env)
+    report = json.loads(done.stdout)
+    assert report["status"] == done.returncode
+    return done.returncode, report["findings"]
+
+
+def steps(*arguments: str, env: Env) -> dict[str, Facts]:
+    """The facts of each step of a set-up that works."""
+    status, found = findings(*arguments, env=env)
+    assert status == 0, found[-1]
+    together: dict[str, Facts] = {}
+    for finding in found:
+        together.setdefault(finding["step"], {}).update(finding["facts"])
+    return together
+
+
+def problem(step: str, *arguments: str, env: Env) -> Facts:
+    """The facts of the step that failed, which is the last one."""
+    _, found = findings(*arguments, env=env)
+    assert [finding["step"] for finding in found if not finding["ok"]] == [step]
+    assert found[-1]["step"] == step
+    facts: Facts = found[-1]["facts"]
+    assert facts["problem"]
+    return facts
+
+
+class TestASetUpThatWorks:
+    def test_goes_through_every_step_in_order(self, proxy: Dante, echo: EchoServer, env: Env) -> None:
+        status, found = findings("--proxy", proxy.url(), "localhost:{}".format(echo.address[1]), env=env)
+        assert status == 0
+        assert list(dict.fromkeys(finding["step"] for finding in found)) == ALL
+
+    def test_every_step_has_its_time(self, proxy: Dante, env: Env) -> None:
+        _, found = findings("--proxy", proxy.url(), env=env)
+        assert all(finding["milliseconds"] > 0 for finding in found)
+
+    def test_configuration_with_its_sources(self, proxy: Dante, env: Env) -> None:
+        env = {**env, "GSSSOCKS_PROXY": proxy.url(), "GSSSOCKS_NO_PROXY": ".example.org"}
+        facts = steps("--rules", "*:25=refuse", env=env)["configuration"]
+        assert facts["proxy"] == proxy.url()
+        assert facts["proxy from"] == "environment variable GSSSOCKS_PROXY"
+        assert facts["no_proxy from"] == "environment variable GSSSOCKS_NO_PROXY"
+        assert facts["rules from"] == "argument"
+        assert facts["rules"] == "*:25=refuse"
+        assert facts["directly"] == ".example.org"
+        assert facts["names"] == "resolved by the proxy"
+
+    def test_configuration_from_a_file(self, proxy: Dante, env: Env, tmp_path: Path) -> None:
+        path = tmp_path / "gsssocks.ini"
+        path.write_text(f"[proxy]\nurl = {proxy.url()}\n")
+        facts = steps(env={**env, "GSSSOCKS_CONFIG": str(path)})["configuration"]
+        assert facts["proxy from"] == f"{path} [proxy] url"
+
+    def test_credential(self, proxy: Dante, two_services: Realm, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(), env=env)["credential"]
+        assert facts["principal"] == two_services.principal
+        assert two_services.ccache in facts["cache"]
+        assert re.fullmatch(r"\d+ min \d+ s|\d+ h \d+ min", facts["valid for"])
+
+    def test_service_and_which_others_would_work(self, proxy: Dante, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(), env=env)["service"]
+        assert facts["asked for"] == "socks@localhost"
+        assert facts["would work"] == "socks, rcmd"
+        assert "localhost" in facts["name"]
+
+    def test_authentication(self, proxy: Dante, two_services: Realm, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(), env=env)["authentication"]
+        assert facts["method offered"] == facts["method picked"] == "GSS-API (0x01)"
+        assert facts["as"].startswith(f"{two_services.principal}, by ")
+        assert facts["ticket"] in ("forwardable", "not forwardable")
+        assert facts["delegated"].startswith("no")
+
+    def test_protection(self, proxy: Dante, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(), env=env)["protection"]
+        assert facts == {"asked for": "confidentiality", "granted": "confidentiality"}
+
+    def test_without_a_target_connects_to_nothing(self, proxy: Dante, env: Env) -> None:
+        granted = proxy.connections()
+        assert steps("--proxy", proxy.url(), env=env)["target"] == {"target": "none given: the proxy is ready"}
+        assert proxy.connections() == granted
+
+    def test_https_target_and_its_answer(self, proxy: Dante, https_server: HTTPSServer, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(), https_server.url("/nothing"), env=env)["target"]
+        assert facts["target"] == f"localhost:{https_server.address[1]}"
+        assert facts["reply"].startswith("granted")
+        assert facts["answer"] == "HTTP 501 Unsupported method ('HEAD')"
+        assert facts["TLS"].startswith("TLSv1.")
+
+    def test_plain_target(self, proxy: Dante, echo: EchoServer, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(), f"localhost:{echo.address[1]}", env=env)["target"]
+        assert facts["connection"] == "made"
+
+    def test_what_becomes_of_this_target(self, proxy: Dante, echo: EchoServer, env: Env) -> None:
+        target = f"localhost:{echo.address[1]}"
+        facts = steps("--proxy", proxy.url(), "--no-proxy", "", target, env=env)["configuration"]
+        assert facts["this target"] == "proxy"
+
+
+class TestASetUpThatDoesNot:
+    """The exit status is the step's; the last finding says why."""
+
+    def status(self, *arguments: str, env: Env) -> int:
+        return check(*arguments, env=env).returncode
+
+    @pytest.mark.parametrize(
+        ("arguments", "quoted"),
+        [
+            ((), "no proxy given"),
+            (("--proxy", "http://proxy:3128"), "'http://proxy:3128'"),
+            (("--proxy", "socks5h://proxy", "--no-proxy", "10.0.0.0/33"), "10.0.0.0/33"),
+            (("--proxy", "socks5h://proxy", "nowhere"), "'nowhere'"),
+        ],
+    )
+    def test_configuration(self, env: Env, arguments: tuple[str, ...], quoted: str) -> None:
+        assert self.status(*arguments, env=env) == 2
+        assert quoted in problem("configuration", *arguments, env=env)["problem"]
+
+    def test_credential(self, proxy: Dante, env: Env) -> None:
+        env = {**env, "KRB5CCNAME": "FILE:/nonexistent"}
+        assert self.status("--proxy", proxy.url(), env=env) == 3
+        assert "kinit" in problem("credential", "--proxy", proxy.url(), env=env)["problem"]
+
+    def test_credential_expired(self, proxy: Dante, two_services: Realm, env: Env, tmp_path: Path) -> None:
+        ccache = two_services.kinit_expired(ccache=tmp_path / "ccache")
+        env = {**env, "KRB5CCNAME": f"FILE:{ccache}"}
+        assert self.status("--proxy", proxy.url(), env=env) == 3
+        assert "expired" in problem("credential", "--proxy", proxy.url(), env=env)["problem"]
+
+    def test_service_tells_which_would_work(self, proxy: Dante, env: Env) -> None:
+        arguments = ("--proxy", proxy.url(service="host"))
+        assert self.status(*arguments, env=env) == 4
+        facts = problem("service", *arguments, env=env)
+        assert facts["asked for"] == "host@localhost"
+        assert facts["would work"] == "socks, rcmd"
+
+    def test_proxy(self, env: Env) -> None:
+        nobody = ReservedPort("127.0.0.1", "::1")
+        arguments = ("--proxy", f"socks5h://localhost:{nobody.number}")
+        assert self.status(*arguments, env=env) == 5
+        assert "refused" in problem("proxy", *arguments, env=env)["problem"]
+        nobody.release()
+
+    def test_authentication_with_a_key_that_the_proxy_does_not_use(self, proxy: Dante, env: Env) -> None:
+        arguments = ("--proxy", proxy.url(service="rcmd"))
+        assert self.status(*arguments, env=env) == 6
+        problem("authentication", *arguments, env=env)
+
+    def test_authentication_at_a_proxy_without_gssapi(self, dante_none: Dante, env: Env) -> None:
+        arguments = ("--proxy", dante_none.url())
+        assert self.status(*arguments, env=env) == 6
+        assert "GSS-API" in problem("authentication", *arguments, env=env)["problem"]
+
+    def test_authentication_at_what_is_no_proxy(self, https_server: HTTPSServer, env: Env) -> None:
+        arguments = ("--proxy", f"socks5h://localhost:{https_server.address[1]}")
+        assert self.status(*arguments, env=env) == 6
+        problem("authentication", *arguments, env=env)
+
+    def test_protection(self, two_services: Realm, env: Env) -> None:
+        with Dante(two_services, enctype="integrity") as weaker:
+            arguments = ("--proxy", weaker.url())
+            assert self.status(*arguments, env=env) == 7
+            facts = problem("protection", *arguments, env=env)
+        assert facts["asked for"] == "confidentiality"
+
+    def test_target_refused(self, proxy: Dante, env: Env) -> None:
+        nobody = ReservedPort("127.0.0.1", "::1")
+        arguments = ("--proxy", proxy.url(), f"localhost:{nobody.number}")
+        assert self.status(*arguments, env=env) == 8
+        facts = problem("target", *arguments, env=env)
+        assert facts["target"] == f"localhost:{nobody.number}"
+        assert "refused" in facts["problem"]
+        nobody.release()
+
+    def test_target_whose_certificate_nobody_trusts(self, proxy: Dante, https_server: HTTPSServer, env: Env) -> None:
+        del env["SSL_CERT_FILE"]
+        arguments = ("--proxy", proxy.url(), https_server.url("/"))
+        assert self.status(*arguments, env=env) == 8
+        assert "certificate verify failed" in problem("target", *arguments, env=env)["problem"]
+
+    def test_target_that_is_no_http_server(self, proxy: Dante, echo: EchoServer, env: Env) -> None:
+        arguments = ("--proxy", proxy.url(), f"http://localhost:{echo.address[1]}/")
+        assert self.status(*arguments, env=env) == 8
+        problem("target", *arguments, env=env)
+
+
+class TestSecrets:
+    @pytest.mark.parametrize("json_option", [(), ("--json",)])
+    def test_a_password_in_the_proxy_url(self, env: Env, json_option: tuple[str, ...]) -> None:
+        assert "s3cret" not in check(*json_option, "--proxy", "socks5h://alice:s3cret@proxy", env=env).stdout
+
+    @pytest.mark.parametrize("json_option", [(), ("--json",)])
+    def test_a_password_and_a_token_in_the_target(
+        self, proxy: Dante, https_server: HTTPSServer, env: Env, json_option: tuple[str, ...]
+    ) -> None:
+        target = https_server.url("/?token=s3cret", host="alice:s3cret@localhost")
+        done = check(*json_option, "--proxy", proxy.url(), target, env=env)
+        assert done.returncode == 0
+        assert "s3cret" not in done.stdout
+
+    def test_a_password_in_a_target_that_is_none(self, proxy: Dante, env: Env) -> None:
+        done = check("--proxy", proxy.url(), "ftp://alice:s3cret@localhost/", env=env)
+        assert done.returncode == 2
+        assert "s3cret" not in done.stdout
+
+    def test_keys_of_the_keytab(self, proxy: Dante, two_services: Realm, env: Env) -> None:
+        done = check(
+            "--json", "--proxy", proxy.url(keytab=two_services.client_keytab, principal=two_services.principal), env=env
+        )
+        key = Path(two_services.client_keytab).read_bytes()[-36:-4]
+        assert done.returncode == 0
+        for written in (key.hex(), base64.b64encode(key).decode(), two_services.password):
+            assert written not in done.stdout
+
+
+class TestReadable:
+    def test_a_set_up_that_works(self, proxy: Dante, env: Env) -> None:
+        lines = check("--proxy", proxy.url(), env=env).stdout.splitlines()
+        titles = [line.split(":")[0] for line in lines if line.endswith(" ms")]
+        assert titles == ALL
+        assert lines[-1] == "All is well."
+
+    def test_a_set_up_that_does_not(self, env: Env) -> None:
+        lines = check("--proxy", "http://proxy", env=env).stdout.splitlines()
+        assert lines[1].startswith("configuration: FAILED")
+        assert lines[-1] == "It fails at the configuration."
+
+    def test_one_column_of_milliseconds(self, proxy: Dante, env: Env) -> None:
+        lines = check("--proxy", proxy.url(), env=env).stdout.splitlines()
+        assert len({len(line) for line in lines if line.endswith(" ms")}) == 1
