@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from . import _originals
 from ._config import Settings
+from ._config.proxy import without_password
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Request
 from ._socket import create_connection
@@ -269,11 +270,19 @@ def _destination(target: str | None) -> Address:
     """Where `target` points; without one, an address that is never asked for."""
     if target is None:
         return Address("localhost", 1)
-    parts = urlsplit(target if "://" in target else f"//{target}")
-    port = parts.port or _PORTS.get(parts.scheme)
-    if not parts.hostname or port is None:
-        raise ValueError(f"bad target {target!r}: give a URL (http, https) or host:port")
+    try:
+        parts = urlsplit(target if "://" in target else f"//{target}")
+        port = parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        raise _bad(target) from None  # urlsplit's own words may quote a password
+    if not parts.hostname or port is None or parts.scheme not in ("", *_PORTS):
+        raise _bad(target)
     return Address(parts.hostname, port)
+
+
+def _bad(target: str) -> ValueError:
+    shown = without_password(target if "://" in target else f"//{target}").removeprefix("//").partition("?")[0]
+    return ValueError(f"bad target {shown!r}: give a URL (http, https) or host:port")
 
 
 def _duration(seconds: int | None) -> str:

@@ -16,8 +16,10 @@ import pytest
 from gsssocks.testing import Realm
 from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
+from tests.peers.host import Host
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     import trustme
@@ -26,7 +28,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 60
-ALL = ["configuration", "credential", "service", "proxy", "authentication", "protection", "target"]
+STATUS = {
+    "configuration": 2,
+    "credential": 3,
+    "service": 4,
+    "proxy": 5,
+    "authentication": 6,
+    "protection": 7,
+    "target": 8,
+}
+ALL = list(STATUS)
 
 Env = dict[str, str]
 Facts = dict[str, str]
@@ -93,8 +104,9 @@ def steps(*arguments: str, env: Env) -> dict[str, Facts]:
 
 
 def problem(step: str, *arguments: str, env: Env) -> Facts:
-    """The facts of the step that failed, which is the last one."""
-    _, found = findings(*arguments, env=env)
+    """The facts of the step that failed, which is the last one; the exit status is that step's."""
+    status, found = findings(*arguments, env=env)
+    assert status == STATUS[step]
     assert [finding["step"] for finding in found if not finding["ok"]] == [step]
     assert found[-1]["step"] == step
     facts: Facts = found[-1]["facts"]
@@ -104,7 +116,7 @@ def problem(step: str, *arguments: str, env: Env) -> Facts:
 
 class TestASetUpThatWorks:
     def test_goes_through_every_step_in_order(self, proxy: Dante, echo: EchoServer, env: Env) -> None:
-        status, found = findings("--proxy", proxy.url(), "localhost:{}".format(echo.address[1]), env=env)
+        status, found = findings("--proxy", proxy.url(), f"localhost:{echo.address[1]}", env=env)
         assert status == 0
         assert list(dict.fromkeys(finding["step"] for finding in found)) == ALL
 
@@ -128,6 +140,10 @@ class TestASetUpThatWorks:
         path.write_text(f"[proxy]\nurl = {proxy.url()}\n")
         facts = steps(env={**env, "GSSSOCKS_CONFIG": str(path)})["configuration"]
         assert facts["proxy from"] == f"{path} [proxy] url"
+
+    def test_every_proxy_is_named(self, proxy: Dante, env: Env) -> None:
+        facts = steps("--proxy", f"{proxy.url()},socks5h://second", env=env)["configuration"]
+        assert (facts["proxy"], facts["then proxy 2"]) == (proxy.url(), "socks5h://second:1080")
 
     def test_credential(self, proxy: Dante, two_services: Realm, env: Env) -> None:
         facts = steps("--proxy", proxy.url(), env=env)["credential"]
@@ -174,12 +190,12 @@ class TestASetUpThatWorks:
         assert facts["this target"] == "proxy"
 
 
+def answer_as_a_web_server(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
 class TestASetUpThatDoesNot:
-    """The exit status is the step's; the last finding says why."""
-
-    def status(self, *arguments: str, env: Env) -> int:
-        return check(*arguments, env=env).returncode
-
     @pytest.mark.parametrize(
         ("arguments", "quoted"),
         [
@@ -190,23 +206,37 @@ class TestASetUpThatDoesNot:
         ],
     )
     def test_configuration(self, env: Env, arguments: tuple[str, ...], quoted: str) -> None:
-        assert self.status(*arguments, env=env) == 2
         assert quoted in problem("configuration", *arguments, env=env)["problem"]
 
     def test_credential(self, proxy: Dante, env: Env) -> None:
         env = {**env, "KRB5CCNAME": "FILE:/nonexistent"}
-        assert self.status("--proxy", proxy.url(), env=env) == 3
         assert "kinit" in problem("credential", "--proxy", proxy.url(), env=env)["problem"]
 
     def test_credential_expired(self, proxy: Dante, two_services: Realm, env: Env, tmp_path: Path) -> None:
         ccache = two_services.kinit_expired(ccache=tmp_path / "ccache")
         env = {**env, "KRB5CCNAME": f"FILE:{ccache}"}
-        assert self.status("--proxy", proxy.url(), env=env) == 3
         assert "expired" in problem("credential", "--proxy", proxy.url(), env=env)["problem"]
+
+    def test_credential_from_a_keytab_that_is_not_there(self, proxy: Dante, env: Env) -> None:
+        facts = problem("credential", "--proxy", proxy.url(keytab="/nonexistent"), env=env)
+        assert "/nonexistent" in facts["problem"]
+
+    def test_service_without_a_kdc(self, two_services: Realm, proxy: Dante, env: Env, tmp_path: Path) -> None:
+        ccache = two_services.kinit(ccache=tmp_path / "ccache")
+        two_services.stop_kdc()
+        try:
+            facts = problem("service", "--proxy", proxy.url(), env={**env, "KRB5CCNAME": f"FILE:{ccache}"})
+        finally:
+            two_services.start_kdc()
+        assert facts["would work"] == "none of socks, rcmd, host"
+
+    def test_service_of_a_proxy_that_the_kdc_knows_by_another_name(self, proxy: Dante, env: Env) -> None:
+        facts = problem("service", "--proxy", f"socks5h://127.0.0.1:{proxy.port}", env=env)
+        assert facts["asked for"] == "socks@127.0.0.1"
+        assert facts["name"].endswith("if the KDC knows another, give target_name=")
 
     def test_service_tells_which_would_work(self, proxy: Dante, env: Env) -> None:
         arguments = ("--proxy", proxy.url(service="host"))
-        assert self.status(*arguments, env=env) == 4
         facts = problem("service", *arguments, env=env)
         assert facts["asked for"] == "host@localhost"
         assert facts["would work"] == "socks, rcmd"
@@ -214,36 +244,31 @@ class TestASetUpThatDoesNot:
     def test_proxy(self, env: Env) -> None:
         nobody = ReservedPort("127.0.0.1", "::1")
         arguments = ("--proxy", f"socks5h://localhost:{nobody.number}")
-        assert self.status(*arguments, env=env) == 5
         assert "refused" in problem("proxy", *arguments, env=env)["problem"]
         nobody.release()
 
     def test_authentication_with_a_key_that_the_proxy_does_not_use(self, proxy: Dante, env: Env) -> None:
         arguments = ("--proxy", proxy.url(service="rcmd"))
-        assert self.status(*arguments, env=env) == 6
         problem("authentication", *arguments, env=env)
 
     def test_authentication_at_a_proxy_without_gssapi(self, dante_none: Dante, env: Env) -> None:
         arguments = ("--proxy", dante_none.url())
-        assert self.status(*arguments, env=env) == 6
         assert "GSS-API" in problem("authentication", *arguments, env=env)["problem"]
 
-    def test_authentication_at_what_is_no_proxy(self, https_server: HTTPSServer, env: Env) -> None:
-        arguments = ("--proxy", f"socks5h://localhost:{https_server.address[1]}")
-        assert self.status(*arguments, env=env) == 6
-        problem("authentication", *arguments, env=env)
+    def test_authentication_at_what_is_no_proxy(self, env: Env) -> None:
+        with Host(answer_as_a_web_server) as server:
+            proxy = "socks5h://{}:{}?target_name=socks@localhost".format(*server.address)
+            assert "SOCKS" in problem("authentication", "--proxy", proxy, env=env)["problem"]
 
     def test_protection(self, two_services: Realm, env: Env) -> None:
         with Dante(two_services, enctype="integrity") as weaker:
             arguments = ("--proxy", weaker.url())
-            assert self.status(*arguments, env=env) == 7
             facts = problem("protection", *arguments, env=env)
         assert facts["asked for"] == "confidentiality"
 
     def test_target_refused(self, proxy: Dante, env: Env) -> None:
         nobody = ReservedPort("127.0.0.1", "::1")
         arguments = ("--proxy", proxy.url(), f"localhost:{nobody.number}")
-        assert self.status(*arguments, env=env) == 8
         facts = problem("target", *arguments, env=env)
         assert facts["target"] == f"localhost:{nobody.number}"
         assert "refused" in facts["problem"]
@@ -252,12 +277,10 @@ class TestASetUpThatDoesNot:
     def test_target_whose_certificate_nobody_trusts(self, proxy: Dante, https_server: HTTPSServer, env: Env) -> None:
         del env["SSL_CERT_FILE"]
         arguments = ("--proxy", proxy.url(), https_server.url("/"))
-        assert self.status(*arguments, env=env) == 8
         assert "certificate verify failed" in problem("target", *arguments, env=env)["problem"]
 
     def test_target_that_is_no_http_server(self, proxy: Dante, echo: EchoServer, env: Env) -> None:
         arguments = ("--proxy", proxy.url(), f"http://localhost:{echo.address[1]}/")
-        assert self.status(*arguments, env=env) == 8
         problem("target", *arguments, env=env)
 
 
@@ -275,8 +298,17 @@ class TestSecrets:
         assert done.returncode == 0
         assert "s3cret" not in done.stdout
 
-    def test_a_password_in_a_target_that_is_none(self, proxy: Dante, env: Env) -> None:
-        done = check("--proxy", proxy.url(), "ftp://alice:s3cret@localhost/", env=env)
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "ftp://alice:s3cret@localhost/",
+            "alice:s3cret@localhost",
+            "https://alice:s3cret@localhost:port/",
+            "ftp://localhost/?token=s3cret",
+        ],
+    )
+    def test_in_a_target_that_is_none(self, env: Env, target: str) -> None:
+        done = check("--proxy", "socks5h://proxy", target, env=env)
         assert done.returncode == 2
         assert "s3cret" not in done.stdout
 

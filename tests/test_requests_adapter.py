@@ -780,7 +780,7 @@ class TestPoolManager:
         with GSSSocksPoolManager(
             proxy_url,
             ca_certs=bundle,
-            source_address=("127.0.0.1", 0),
+            source_address=("127.0.0.2", 0),
             socket_options=[(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)],
             ssl_minimum_version=version,
             ssl_maximum_version=version,
@@ -789,7 +789,7 @@ class TestPoolManager:
             connection.connect()
             assert connection.sock.version() == version.name.replace("_", ".")
             assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert connection.sock.getsockname()[0] == "127.0.0.1"
+            assert connection.sock.getsockname()[0] == "127.0.0.2"
             assert connection.sock.getpeername() == ("localhost", https_server.address[1])
             connection.close()
 

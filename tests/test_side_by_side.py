@@ -49,7 +49,7 @@ SENDERS: dict[str, Callable[[socket.socket, bytes, int], Any]] = {
     "sendmsg": lambda sock, data, flags: sock.sendmsg([data[:3], data[3:]], [], flags),
 }
 RECEIVE_FLAGS = (0, socket.MSG_PEEK, socket.MSG_WAITALL, socket.MSG_DONTWAIT, socket.MSG_OOB, socket.MSG_NOSIGNAL)
-SEND_FLAGS = (0, socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL, socket.MSG_MORE)
+SEND_FLAGS = (0, socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL)
 QUESTIONS: dict[str, Callable[[socket.socket], Any]] = {
     "timeout": lambda sock: (sock.gettimeout(), sock.getblocking(), sock.timeout),
     "error": lambda sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR),
@@ -85,7 +85,7 @@ class BesidePlain(RuleBasedStateMachine):
         self.peer_is_there = self.peer_speaks = True
         self.on_the_way = b""  # data that the peers have not read
         self.held = b""  # data in the beginning of a message; the plain peer sends it when the message is complete
-        self.unseen = False  # whether such a beginning has arrived, and nobody has tried to receive it
+        self.unseen = False  # whether octets have arrived that are no data, and nobody has tried to receive them
 
     def teardown(self) -> None:
         for side in self.pairs.both:
@@ -101,6 +101,7 @@ class BesidePlain(RuleBasedStateMachine):
         for side in self.pairs.both:
             side.peer.write(data)
             side.peer.release()
+        self.unseen |= not data
         self.pairs.await_arrival()
 
     @precondition(lambda self: self.peers_may_send() and not self.held)
@@ -119,7 +120,6 @@ class BesidePlain(RuleBasedStateMachine):
         self.pairs.plain.peer.write(self.held)
         self.pairs.plain.peer.release()
         self.held = b""
-        self.unseen = False
         self.pairs.await_arrival()
 
     def peers_may_send(self) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gsssocks.testing import PlainPeer
 
-__all__ = ["PATIENCE_SECONDS", "Outcome", "Side", "SideBySide", "outcome", "poll"]
+__all__ = ["PATIENCE_SECONDS", "Outcome", "Side", "SideBySide", "await_arrival", "outcome", "poll"]
 
 PATIENCE_SECONDS = 20.0
 
@@ -40,6 +40,13 @@ def poll(sock: socket.socket, events: int, patience: float = 0) -> int:
     waiting = select.poll()
     waiting.register(sock, events)
     return sum(event for _, event in waiting.poll(patience * 1000))
+
+
+def await_arrival(sock: socket.socket, peer: PlainPeer) -> None:
+    """Waits until all that has left the peer is in the kernel's buffer of the socket."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not peer.arrived(sock):
+        assert time.monotonic() < deadline, "what the peer has sent does not arrive"
 
 
 class Side(NamedTuple):
@@ -89,9 +96,8 @@ class SideBySide:
 
     def await_arrival(self) -> None:
         """Waits until all that has left the peers is in the kernel's buffer of the sockets."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not all(side.peer.arrived(side.sock) for side in self.both):
-            assert time.monotonic() < deadline, "what the peers have sent does not arrive"
+        for side in self.both:
+            await_arrival(side.sock, side.peer)
 
     def await_events(self, events: int) -> None:
         """Waits until both sockets report at least one of the events, or an error or a hang-up."""

@@ -35,6 +35,7 @@ class Dante:
             "clear"; None for a server without authentication.
         nec: Expect the protection level unwrapped, as NEC's clients send it.
         debug: Dante's debug level; its log is then long.
+        buffer_size: Of each socket, in each direction, instead of the kernel's choice, which is some megabytes.
 
     Raises:
         RuntimeError: It is not built, or does not start.
@@ -42,11 +43,14 @@ class Dante:
 
     host = "localhost"
 
-    def __init__(self, realm: Realm, *, enctype: str | None, nec: bool = False, debug: int = 0) -> None:
+    def __init__(
+        self, realm: Realm, *, enctype: str | None, nec: bool = False, debug: int = 0, buffer_size: int | None = None
+    ) -> None:
         self._realm = realm
         self._enctype = enctype
         self._nec = nec
         self._debug = debug
+        self._buffer_size = buffer_size
         self._port: ReservedPort | None = None
         self._watchdog: Watchdog | None = None
         self._daemon: Daemon | None = None
@@ -137,6 +141,7 @@ user.privileged: {user}
 user.unprivileged: {user}
 clientmethod: none
 socksmethod: {method}
+{self._buffer_sizes()}
 client pass {{
     from: 0/0 to: 0/0
     {self._terms()}
@@ -155,6 +160,15 @@ socks pass {{
     log: connect disconnect error
 }}
 """
+
+    def _buffer_sizes(self) -> str:
+        if self._buffer_size is None:
+            return ""
+        return "\n".join(
+            f"{side}.socket.{option}: {self._buffer_size}"
+            for side in ("internal", "external")
+            for option in ("so_sndbuf", "so_rcvbuf")
+        )
 
     def _terms(self) -> str:
         if self._enctype is None:

@@ -58,9 +58,8 @@ class TestCommand:
     def test_says_what_it_wrote_and_what_that_does(self, environment: Environment, env: Env) -> None:
         done = gsssocks("inject", env=env, python=environment.python)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == f"wrote {environment.hook}: with GSSSOCKS_INJECT=1, programs of this environment go " + (
-            "through the proxy\n"
-        )
+        effect = "with GSSSOCKS_INJECT=1, programs of this environment go through the proxy"
+        assert done.stdout == f"wrote {environment.hook}: {effect}\n"
         assert environment.hook.exists()
 
     def test_twice_is_once(self, injected: Environment, env: Env) -> None:

@@ -79,9 +79,12 @@ def names(request: pytest.FixtureRequest) -> Names:
 
 
 @pytest.fixture
-def env(dante_env: Env, names: Names) -> Env:
-    """As an operator sets it, with one line to standard error for each connection."""
-    proxy = dante_env["GSSSOCKS_PROXY"].replace("socks5h://", f"{names.scheme}://")
+def env(dante_env: Env, dante_confidentiality: Dante, names: Names) -> Env:
+    """As an operator sets it, with one line to standard error for each connection.
+
+    The proxy goes by its address: its own name would be resolved here in any case, and the targets have no other.
+    """
+    proxy = f"{names.scheme}://127.0.0.1:{dante_confidentiality.port}?target_name=socks@localhost"
     return {**dante_env, "GSSSOCKS_PROXY": proxy, "GSSSOCKS_DEBUG": "1", **names.variables}
 
 
