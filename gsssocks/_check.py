@@ -138,6 +138,9 @@ class _Examination:
     def _credential(self, facts: dict[str, str]) -> None:
         from ._gss import credential
 
+        if self._proxy.keytab is not None:
+            facts["keytab"] = self._proxy.keytab
+            _open_keytab(self._proxy.keytab)
         found = credential(principal=self._proxy.principal, ccache=self._proxy.ccache, keytab=self._proxy.keytab)
         facts["principal"] = found.principal
         facts["cache"] = found.cache
@@ -290,6 +293,15 @@ def _duration(seconds: int | None) -> str:
         return "ever"
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
+
+
+def _open_keytab(name: str) -> None:
+    """Kerberos itself would not say that it cannot be read, but that there are no credentials, or nothing while the
+    cache has a ticket."""
+    path = name.removeprefix("FILE:")
+    if path.startswith("/"):
+        with open(path, "rb"):
+            pass
 
 
 def _canonical_name(host: str) -> str:

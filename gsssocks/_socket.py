@@ -45,7 +45,7 @@ from ._tunnel import (
     tunnel_for,
     tunnel_under,
 )
-from .exceptions import ProxyConnectionError
+from .exceptions import ProxyConnectionError, ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -125,10 +125,7 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
         OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
             The socket is as it was then and may be connected again.
     """
-    peername = checked_address(sock, address)
-    if _is_connected(sock):
-        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-    tunnel = tunnel_for(sock, proxies, peername, name)
+    tunnel = tunnel_for(sock, proxies, _check_connectable(sock, address), name)
     was = type(sock)
     fd = _originals.SocketType.fileno(sock)
     local = _originals.SocketType.getsockname(sock)
@@ -152,6 +149,13 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
     remember(tunnel, fd)
     if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
         _make_plain(sock)
+
+
+def _check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
+    checked = checked_address(sock, address)
+    if _is_connected(sock):
+        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+    return checked
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -261,6 +265,7 @@ class GSSSocket(socket.socket):
     def connect(self, address: Any) -> None:
         if self._tunnel() is not None:
             return _originals.SocketType.connect(self, address)  # the kernel says what is wrong with that
+        _check_connectable(self, address)
         open_tunnel(self, [self._proxy()], address)
         if self.gettimeout() == 0:
             raise in_progress()
@@ -502,7 +507,7 @@ def _receive_with_flags(sock: socket.socket, attachment: Attachment, size: int, 
     """recv(2) with flags. Those that mean nothing to TCP are passed over, as Linux does."""
     flags = operator.index(flags)
     if flags & socket.MSG_OOB:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # there is no urgent data, and never will be
+        return _receive_urgent(sock, attachment, size)
     if flags & _ERRQUEUE:
         return _originals.SocketType.recv(sock, size, flags)  # not of the stream: the kernel's own notes
     stream, transport, deadline = attachment.tunnel.stream, attachment.transport, _deadline(sock, flags)
@@ -517,6 +522,16 @@ def _deadline(sock: socket.socket, flags: int) -> Deadline:
     return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
 
 
+def _receive_urgent(sock: socket.socket, attachment: Attachment, size: int) -> bytes:
+    """There is no urgent data, and never will be; a socket with a timeout waits before it says so (socketmodule.c)."""
+    if not size:
+        return b""
+    deadline = Deadline(sock.gettimeout())
+    if deadline.timeout and not attachment.transport.wait_readable(deadline):
+        raise deadline.passed()
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
 def _receive_all(stream: ProtectedStream, transport: Transport, size: int, deadline: Deadline) -> bytes:
     """MSG_WAITALL: `size` octets, fewer only if the stream ends or fails after some (recv(2)).
 
@@ -524,7 +539,7 @@ def _receive_all(stream: ProtectedStream, transport: Transport, size: int, deadl
     """
     octets = bytearray(stream.receive(transport, size, deadline))
     rest = Deadline(None if deadline.timeout is None else 0)
-    while octets and len(octets) < size:
+    while octets and len(octets) < size and not transport.is_broken():
         try:
             part = stream.receive(transport, size - len(octets), rest)
         except OSError:
@@ -571,7 +586,8 @@ def create_connection(
             if source_address:
                 sock.bind(source_address)
             sock.connect(candidate)
-        except OSError as error:
+        except ReplyError as error:
+            # Another address of the target may be reached; nothing else that went wrong would go right with one.
             failure = error
             sock.close()
         except BaseException:
@@ -579,7 +595,10 @@ def create_connection(
             raise
         else:
             return sock
-    raise failure or OSError(errno.EHOSTUNREACH, f"{address[0]} has no address")
+    try:
+        raise failure or OSError(errno.EHOSTUNREACH, f"{address[0]} has no address")
+    finally:
+        failure = None  # or the exception would keep itself alive by way of this frame
 
 
 def _candidates(address: tuple[str, int], proxy: Proxy) -> list[tuple[Any, ...]]:

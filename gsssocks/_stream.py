@@ -242,6 +242,7 @@ class ProtectedStream:
         while not plaintext:
             self._check_not_failed()
             if self._ended:
+                self._ended = not self._no_more_reading
                 return
             if self._unprotect_arrived(transport, size):
                 # A peer may send without end what is no data (empty messages): that must not outlast the deadline
@@ -296,6 +297,7 @@ class ProtectedStream:
         return taken
 
     def _end(self) -> None:
+        # After shutdown(SHUT_RD) the end is one of the moment: Linux still delivers what arrives later.
         self._ended = True
         if self.records.partial and not self._no_more_reading:
             self._failure = self._explained(
@@ -324,11 +326,12 @@ class ProtectedStream:
     # Sending
 
     @contextmanager
-    def _my_turn(self, deadline: Deadline) -> Iterator[None]:
+    def _my_turn(self, transport: Transport, deadline: Deadline) -> Iterator[None]:
         deadline.acquire(self._turn)
         try:
             self._check_sendable()
             if self._no_more_sending:
+                transport.send(b"")  # the kernel may have an error to tell first
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             yield
         finally:
@@ -349,7 +352,7 @@ class ProtectedStream:
         Raises:
             BlockingIOError, socket.timeout: none could be.
         """
-        with self._my_turn(deadline):
+        with self._my_turn(transport, deadline):
             if not self.flush(transport, deadline):
                 raise deadline.passed()
             if not data:
@@ -377,7 +380,7 @@ class ProtectedStream:
             BlockingIOError, socket.timeout: the time did not suffice. What is left of a message begun will go out
                 with the next call; as with a plain socket, there is no telling how much of `data` was accepted.
         """
-        with self._my_turn(deadline):
+        with self._my_turn(transport, deadline):
             if not self.flush(transport, deadline):
                 raise deadline.passed()
             accepted = self._swallow_owed(data)

@@ -24,6 +24,7 @@ from typing import Any, Callable, TypeVar, Union
 from ._socket import tunnelled_class
 from ._transport import Deadline, byte_view
 from ._tunnel import Attachment, attachment_of
+from .exceptions import ProxyError
 
 __all__ = ["TunnelledTLS", "carry", "replace_tls_object", "tls_object", "wrap_socket"]
 
@@ -205,7 +206,7 @@ class TunnelledTLS:
 
     def read(self, length: int = 1024, buffer: Buffer | None = None) -> bytes | int:
         operation = (lambda: self._ssl.read(length)) if buffer is None else (lambda: self._ssl.read(length, buffer))
-        result: bytes | int = self._run(operation, self._deadline(), "read")
+        result: bytes | int = _as_openssl_says(lambda: self._run(operation, self._deadline(), "read"))
         return result
 
     def write(self, data: Any) -> int:
@@ -216,7 +217,7 @@ class TunnelledTLS:
             raise _want_write() from None
         try:
             with byte_view(data) as view:
-                return self._write_all(view, deadline)
+                return _as_openssl_says(lambda: self._write_all(view, deadline))
         finally:
             self._writing.release()
 
@@ -349,3 +350,35 @@ class TunnelledTLS:
 
 def _want_write() -> ssl.SSLWantWriteError:
     return ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)")
+
+
+def _as_openssl_says(operation: Callable[[], T]) -> T:
+    """Runs a read or a write; a reset connection is the end of the stream where this Python's own `ssl` takes it for
+    that.
+
+    Some releases from 3.10 to 3.12 do (https://github.com/python/cpython/issues/115627), and programs written there
+    look for it.
+    """
+    try:
+        return operation()
+    except ConnectionError as error:
+        if isinstance(error, ProxyError) or not _reset_is_end():
+            raise
+        raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol") from error
+
+
+@cache
+def _reset_is_end() -> bool:
+    """Asks this Python itself: its patch releases differ."""
+    ours, theirs = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with context.wrap_socket(ours, do_handshake_on_connect=False) as tls:
+        theirs.close()
+        try:
+            tls.write(b"x")  # shakes hands first, and meets EPIPE
+        except ssl.SSLEOFError:
+            return True
+        except OSError:
+            pass
+    return False

@@ -157,6 +157,10 @@ class Transport:
         if code:
             raise OSError(code, os.strerror(code))
 
+    def is_broken(self) -> bool:
+        """Whether an error waits to be told. It stays there."""
+        return _has_error(self.fd)
+
     def shutdown(self, how: int) -> None:
         self._kernel.shutdown(how)
 
@@ -184,11 +188,19 @@ if hasattr(select, "poll"):
         # Rounded up: a wait that ends a fraction of a millisecond early would be repeated without waiting.
         return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
 
+    def _has_error(fd: int) -> bool:
+        poll = _poll()
+        poll.register(fd, 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+
 else:
 
     def _wait(fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False) -> bool:
         ready = _originals.select([fd] if reading else [], [fd] if writing else [], [fd], seconds)
         return any(ready)
+
+    def _has_error(fd: int) -> bool:
+        return bool(_originals.select([], [], [fd], 0)[2])
 
 
 def call_within(deadline: Deadline, function: Callable[[], T]) -> T:

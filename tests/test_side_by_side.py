@@ -59,7 +59,7 @@ QUESTIONS: dict[str, Callable[[socket.socket], Any]] = {
 }
 MISTAKES: dict[str, Callable[[socket.socket], Any]] = {
     "negative size": lambda sock: sock.recv(-1),
-    "read-only buffer": lambda sock: sock.recv_into(b"read-only"),  # type: ignore[arg-type]
+    "read-only buffer": lambda sock: sock.recv_into(b"read-only"),
     "text": lambda sock: sock.send("text"),  # type: ignore[arg-type]
     "no address": lambda sock: sock.sendto(b"data", "address"),
     "no shutdown": lambda sock: sock.shutdown(7),

@@ -168,6 +168,10 @@ class Proxy:
         variable, url = environ_url(environ)
         if not url:
             raise ValueError("no proxy given: pass one, or set GSSSOCKS_PROXY=socks5h://host:port (or ALL_PROXY)")
+        if "," in url.partition("?")[0]:
+            raise ValueError(
+                f"environment variable {variable} names several proxies: only install() can use them; pass one"
+            )
         defaults = {name: value for name, (value, _) in environ_options(environ).items()}
         try:
             return cls.from_url(url, defaults=defaults, **options)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import select
-import socket
 import time
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from gsssocks.testing import plain_pair, tunnelled_pair
 
 if TYPE_CHECKING:
+    import socket
     from types import TracebackType
 
     from gsssocks.testing import PlainPeer
@@ -23,8 +23,8 @@ class Outcome(NamedTuple):
     """What became of a call: for an error, what a program can branch on."""
 
     value: Any
-    error: Optional[type[BaseException]] = None  # noqa: UP007 - NamedTuple evaluates it on 3.9
-    errno: Optional[int] = None  # noqa: UP007 - NamedTuple evaluates it on 3.9
+    error: type[BaseException] | None = None
+    errno: int | None = None
 
 
 def outcome(call: Callable[[], Any]) -> Outcome:

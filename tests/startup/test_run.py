@@ -148,12 +148,18 @@ class TestChildren:
         done = inside("-W", "ignore", script(tmp_path, MULTIPROCESSING), method, env=env)
         assert outcome(done) == PATCHED
 
+    @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["loaded-by-workers", "preloaded"])
     def test_gunicorn_workers(
-        self, dante_env: Env, dante_confidentiality: Dante, https_server: HTTPSServer, tmp_path: Path
+        self,
+        dante_env: Env,
+        dante_confidentiality: Dante,
+        https_server: HTTPSServer,
+        tmp_path: Path,
+        preload: tuple[str, ...],
     ) -> None:
         script(tmp_path, APP)
         granted = dante_confidentiality.connections()
-        command = (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--preload")
+        command = (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", *preload)
         with serving(*command, "program:app", env=dante_env, cwd=tmp_path, sign="Listening at:") as said:
             (address,) = (word for word in said[-1].split() if word.startswith("http://"))
             assert len(fetched(f"{address}/{https_server.address[1]}")) == 1000
