@@ -527,8 +527,8 @@ def _receive_urgent(sock: socket.socket, attachment: Attachment, size: int) -> b
     if not size:
         return b""
     deadline = Deadline(sock.gettimeout())
-    if deadline.timeout and not attachment.transport.wait_readable(deadline):
-        raise deadline.passed()
+    if deadline.timeout:
+        attachment.tunnel.stream.receive(attachment.transport, 1, deadline, peek=True)
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 

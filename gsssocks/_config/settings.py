@@ -114,7 +114,7 @@ class _Sources:
             self.said[name] = "argument"
         defaults = self._defaults()
         try:
-            return tuple(_proxy(one, defaults, options) for one in chosen)
+            return tuple(_with_keytab(_proxy(one, defaults, options)) for one in chosen)
         except (TypeError, ValueError) as error:
             raise error if source == "argument" else type(error)(f"{source}: {error}") from error
 
@@ -225,6 +225,14 @@ def _proxy(one: str | Proxy, defaults: dict[str, object], options: dict[str, obj
     if options:
         raise TypeError(f"a Proxy has its options already; give {', '.join(options)} to it")
     return one
+
+
+def _with_keytab(proxy: Proxy) -> Proxy:
+    path = (proxy.keytab or "").removeprefix("FILE:")
+    # Other types than FILE (MEMORY, …) are the Kerberos library's to know.
+    if path.startswith("/") and not os.access(path, os.R_OK):
+        raise ValueError(f"the keytab {path!r} is not there or cannot be read")
+    return proxy
 
 
 class _Parser(configparser.ConfigParser):
