@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import traceback
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -522,7 +523,7 @@ class TestSettings:
         """Argument, URL, environment, file: each for what the ones before do not say."""
         settings = self.load(
             file,
-            "[proxy]\nservice = file\nmechanism = spnego\nccache = FILE:/file\nkeytab = /file\n",
+            f"[proxy]\nservice = file\nmechanism = spnego\nccache = FILE:/file\nkeytab = {file}\n",
             {"GSSSOCKS_CCACHE": "FILE:/variable", "GSSSOCKS_MECHANISM": "krb5", "GSSSOCKS_SERVICE": "variable"},
             proxy=f"{URL}?service=url&mechanism=ntlmssp",
             service="argument",
@@ -532,8 +533,12 @@ class TestSettings:
             "argument",
             "ntlmssp",
             "FILE:/variable",
-            "/file",
+            str(file),
         )
+
+    def test_keytab_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=re.escape(f"the keytab '{tmp_path}/none' is not there")):
+            Settings.load(URL, keytab=f"{tmp_path}/none", environ={})
 
     def test_several_proxies(self) -> None:
         both = (Proxy("one.example"), Proxy("two.example", 1081, protection="integrity"))
