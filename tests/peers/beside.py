@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import select
 import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import pytest
 
 from gsssocks.testing import plain_pair, tunnelled_pair
 
@@ -14,7 +17,24 @@ if TYPE_CHECKING:
 
     from gsssocks.testing import PlainPeer
 
-__all__ = ["PATIENCE_SECONDS", "Outcome", "Side", "SideBySide", "await_arrival", "outcome", "poll"]
+    Call = Callable[[Any], Any]
+
+__all__ = [
+    "PATIENCE_SECONDS",
+    "Index",
+    "Outcome",
+    "Side",
+    "SideBySide",
+    "await_arrival",
+    "every",
+    "in_pieces",
+    "method",
+    "numbers",
+    "outcome",
+    "poll",
+    "rectangle",
+    "room",
+]
 
 PATIENCE_SECONDS = 20.0
 
@@ -103,3 +123,46 @@ class SideBySide:
         """Waits until both sockets report at least one of the events, or an error or a hang-up."""
         for side in self.both:
             assert poll(side.sock, events, PATIENCE_SECONDS), "what was to happen does not"
+
+
+# Calls and their arguments
+
+
+def every(**cases: Any) -> pytest.MarkDecorator:
+    """A test for each of the calls."""
+    return pytest.mark.parametrize("call", list(cases.values()), ids=[name.replace("_", " ") for name in cases])
+
+
+def method(name: str, *arguments: Any, **options: Any) -> Call:
+    """A call of a socket's method."""
+    return lambda sock: getattr(sock, name)(*arguments, **options)
+
+
+class Index:
+    """What is no integer, but can be used as one."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+
+def room() -> bytearray:
+    """A buffer to receive into."""
+    return bytearray(20)
+
+
+def in_pieces() -> memoryview:
+    """A buffer that is not contiguous."""
+    return memoryview(bytearray(40))[::2]
+
+
+def rectangle() -> memoryview:
+    """A buffer of two dimensions."""
+    return memoryview(bytearray(b"twelve octet")).cast("B", (3, 4))
+
+
+def numbers(count: int = 3) -> array.array[int]:
+    """A buffer whose items are no octets."""
+    return array.array("i", range(count))
