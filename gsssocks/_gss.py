@@ -189,13 +189,13 @@ class _Context:
 
     def unwrap(self, token: bytes) -> Unwrapped:
         try:
-            unwrapped = raw.unwrap(self._established(), token)
+            data, confidential, _ = raw.unwrap(self._established(), token)
         except raw.GSSError as error:
             # Supplementary statuses (duplicate, old, gap, out of sequence) come here too: all fatal on a stream.
             raise ProtectionError(
                 errno.EPROTO, f"a message was damaged, repeated, lost or forged on the way: {_statuses(error)}"
             ) from error
-        return Unwrapped(unwrapped.message, unwrapped.encrypted)
+        return Unwrapped(data, confidential)
 
 
 class Initiator(_Context):

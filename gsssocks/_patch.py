@@ -322,7 +322,7 @@ def _route(sock: socket.socket, args: tuple[Any, ...]) -> _Route | None:
         OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
     """
     settings = _settings
-    if settings is None or sock.family not in _INET or sock.type != socket.SOCK_STREAM:
+    if settings is None or _family(sock) not in _INET or _type(sock) != socket.SOCK_STREAM:
         return None
     if attachment_of(sock) is not None:
         return None  # connected already: the kernel says so
@@ -365,5 +365,8 @@ def _proxies(proxies: tuple[Proxy, ...], protection: str | None) -> tuple[Proxy,
     return proxies if protection is None else tuple(replace(proxy, protection=protection) for proxy in proxies)
 
 
+# As numbers: `socket.socket` makes an enum member of them each time, which takes longer than deciding.
+_family = _originals.SocketType.family.__get__
+_type = _originals.SocketType.type.__get__
 _INET = (socket.AF_INET, socket.AF_INET6)
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # what "" means to connect(2)

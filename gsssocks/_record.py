@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BareRecords", "Plaintext", "ProtectedRecords", "Records"]
 
+HEADER = 4
+"""Octets of ver, mtyp and len (RFC 1961, section 3.4)."""
+
 
 class Plaintext:
     """Octets received and unprotected, waiting for the application."""
@@ -50,9 +53,15 @@ class Plaintext:
 
     def look(self, size: int) -> bytes:
         """At most `size` octets from the front, taking nothing."""
-        octets = bytearray(min(size, self._size))
-        self.peek_into(memoryview(octets))
-        return bytes(octets)
+        parts, offset = [], self._offset
+        for chunk in self._chunks:
+            part = memoryview(chunk)[offset : offset + size]
+            parts.append(part)
+            size -= len(part)
+            offset = 0
+            if not size:
+                break
+        return b"".join(parts)
 
     def drop(self, count: int) -> None:
         """Takes `count` octets off the front."""
@@ -169,17 +178,15 @@ class ProtectedRecords:
                     self._partial += rest
                     taken = len(view)
                 break
-            part = rest[: length - len(self._partial)]
-            taken += len(part)
+            taken += length - len(self._partial)
             self._last_length = length
-            self._accept(self._token(part))
+            self._accept(self._token(rest, length))
             if len(self.plaintext) >= wanted:
                 break
         return taken
 
     def _length(self, rest: memoryview) -> int:
-        prefix = bytes(self._partial[:4])
-        prefix += bytes(rest[: 4 - len(prefix)])
+        prefix = bytes(self._partial[:HEADER]) + rest[:HEADER] if self._partial else rest
         if len(prefix) >= 2 and prefix[1] != MessageType.ENCAPSULATED:
             raise ProtocolError(
                 errno.EPROTO,
@@ -187,12 +194,12 @@ class ProtectedRecords:
             )
         return TokenMessage.length(prefix)
 
-    def _token(self, part: memoryview) -> bytes:
-        """The token of the message that `part` completes, as octets of its own: unwrapping changes them in place."""
+    def _token(self, rest: memoryview, length: int) -> bytes:
+        """The token of the message that `rest` completes, as octets of its own: unwrapping changes them in place."""
         if not self._partial:
-            return TokenMessage.decode(part).token
-        self._partial += part
-        token = TokenMessage.decode(self._partial).token
+            return bytes(rest[HEADER:length])
+        self._partial += rest[: length - len(self._partial)]
+        token = bytes(memoryview(self._partial)[HEADER:])
         self._partial.clear()
         return token
 

@@ -9,6 +9,7 @@ original function makes of that address, which it needs no lookup for.
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -301,6 +302,7 @@ def _text(host: object) -> str:
     return host if isinstance(host, str) else ""
 
 
+@functools.lru_cache(maxsize=1024)
 def _ip(address: str) -> _IPAddress | None:
     try:
         ip = ipaddress.ip_address(address)

@@ -7,16 +7,23 @@ nothing.
 The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "kernel" means the method of
 `socket.socket`.
 
-    send sendall sendto sendmsg sendfile           tunnel
+    send sendall sendto sendmsg                    tunnel
     recv recv_into recvfrom recvfrom_into          tunnel
     recvmsg recvmsg_into                           tunnel
-    makefile                                       kernel's: it is Python, and calls recv_into and send
+    sendfile _sendfile_use_sendfile                tunnel: never os.sendfile()
     connect connect_ex                             through the proxy
-    shutdown close detach dup                      tunnel, then kernel
-    getpeername getsockname fileno                 what a plain socket would say
-    settimeout gettimeout setblocking getblocking  kernel
-    getsockopt setsockopt ioctl share family …     kernel: it is a real TCP socket
-    bind listen accept                             kernel
+    shutdown detach dup _real_close __del__        tunnel, then kernel
+    fileno getpeername getsockname                 what a plain socket would say
+    _sendfile_use_send _check_sendfile_params      kernel's: it is Python, and calls send
+    makefile                                       kernel's: it is Python, and calls recv_into and send
+    close _decref_socketios __enter__ __exit__     kernel's: it is Python, and calls _real_close
+    bind listen accept _accept                     kernel
+    settimeout gettimeout setblocking getblocking  kernel: `_stream` goes by it
+    getsockopt setsockopt ioctl share              kernel: it is a real TCP socket
+    family type proto timeout _io_refs _closed     kernel
+    get_inheritable set_inheritable                kernel
+    __getstate__                                   kernel's: refuses to be pickled
+    sendmsg_afalg                                  kernel: refuses every socket that is not of AF_ALG
 """
 
 from __future__ import annotations
@@ -67,10 +74,11 @@ __all__ = [
 ]
 
 _INET = (socket.AF_INET, socket.AF_INET6)
-_PEEK = socket.MSG_PEEK
-_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
-_CMSG_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_ERRQUEUE = getattr(socket, "MSG_ERRQUEUE", 0)
+# Plain numbers: the operators of enum.Flag would take longer than the system calls.
+_PEEK = int(socket.MSG_PEEK)
+_DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+_CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
 
 
 _relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictionary()
@@ -376,7 +384,7 @@ class GSSSocket(socket.socket):
         if id(self) not in attachments:
             return super().recvmsg(bufsize, ancbufsize, flags)
         wanted = _arguments.size(self.family, "recvmsg", bufsize, ancbufsize, flags)
-        return self._received(wanted, flags), [], flags & _CMSG_CLOEXEC, None
+        return self._received(wanted, flags), [], int(flags) & _CMSG_CLOEXEC, None
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
@@ -392,7 +400,7 @@ class GSSSocket(socket.socket):
             part = octets[: len(view)]
             view[: len(part)] = part
             octets = octets[len(part) :]
-        return received, [], flags & _CMSG_CLOEXEC, None
+        return received, [], int(flags) & _CMSG_CLOEXEC, None
 
     def _received(self, size: int, flags: int) -> bytes:
         """As `recv`; but no octets at all are waited for as one would be, as recvfrom(2) and recvmsg(2) do."""

@@ -51,6 +51,8 @@ READ_SIZE = 256 * 1024
 (`_Buffer`)."""
 MIN_READ_SIZE = 16 * 1024
 _log = logging.getLogger("gsssocks")
+SHORT = 4096
+"""Octets, at most, of a last message that leaves by the same system call as the full one before it."""
 LINGER = 60.0
 """Seconds for which the rest of a message is still sent after close() or shutdown()."""
 
@@ -325,17 +327,11 @@ class ProtectedStream:
 
     # Sending
 
-    @contextmanager
-    def _my_turn(self, transport: Transport, deadline: Deadline) -> Iterator[None]:
-        deadline.acquire(self._turn)
-        try:
-            self._check_sendable()
-            if self._no_more_sending:
-                transport.send(b"")  # the kernel may have an error to tell first
-                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-            yield
-        finally:
-            self._turn.release()
+    def _check_turn(self, transport: Transport) -> None:
+        self._check_sendable()
+        if self._no_more_sending:
+            transport.send(b"")  # the kernel may have an error to tell first
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _check_sendable(self) -> None:
         _ = self.records
@@ -352,7 +348,8 @@ class ProtectedStream:
         Raises:
             BlockingIOError, socket.timeout: none could be.
         """
-        with self._my_turn(transport, deadline):
+        with deadline.holding(self._turn):
+            self._check_turn(transport)
             if not self.flush(transport, deadline):
                 raise deadline.passed()
             if not data:
@@ -380,8 +377,9 @@ class ProtectedStream:
             BlockingIOError, socket.timeout: the time did not suffice. What is left of a message begun will go out
                 with the next call; as with a plain socket, there is no telling how much of `data` was accepted.
         """
-        with self._my_turn(transport, deadline):
-            if not self.flush(transport, deadline):
+        with deadline.holding(self._turn):
+            self._check_turn(transport)
+            if self._unsent and not self.flush(transport, deadline):
                 raise deadline.passed()
             accepted = self._swallow_owed(data)
             while accepted < len(data):
@@ -389,6 +387,9 @@ class ProtectedStream:
                 chunk = data[accepted : accepted + self.records.max_plaintext]
                 self.enqueue(chunk)
                 accepted += len(chunk)
+                if 0 < len(data) - accepted <= min(SHORT, self.records.max_plaintext):
+                    self.enqueue(data[accepted:])  # leaves by the same system call
+                    accepted = len(data)
                 if not self.flush(transport, deadline):
                     raise deadline.passed()
 

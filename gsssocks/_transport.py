@@ -11,6 +11,7 @@ import math
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
@@ -24,8 +25,13 @@ __all__ = ["Deadline", "Transport", "byte_view", "call_within", "would_block"]
 
 T = TypeVar("T")
 
-_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
-_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+# Plain numbers: the operators of enum.Flag would take longer than the system calls.
+_DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+_SEND = _DONTWAIT | int(getattr(socket, "MSG_NOSIGNAL", 0))
+_PEEK = _DONTWAIT | int(socket.MSG_PEEK)
+# What has been looked at need not be copied once more to be taken: on Linux, MSG_TRUNC throws octets of a TCP stream
+# away (tcp(7)). Elsewhere it means something else.
+_TAKE = _DONTWAIT | (int(socket.MSG_TRUNC) if sys.platform == "linux" else 0)
 
 
 def byte_view(data: Any) -> memoryview:
@@ -89,6 +95,25 @@ class Deadline:
         if self.timeout == 0 or not lock.acquire(timeout=-1 if remaining is None else remaining):
             raise self.passed()
 
+    def holding(self, lock: threading.Lock) -> _Held:
+        """For a with statement that takes `lock` as `acquire` does."""
+        return _Held(lock, self)
+
+
+class _Held:
+    # Not contextlib's: a generator would take as long as the system call it is around.
+    __slots__ = ("_deadline", "_lock")
+
+    def __init__(self, lock: threading.Lock, deadline: Deadline) -> None:
+        self._lock = lock
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        self._deadline.acquire(self._lock)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
 
 class _KernelSocket(_originals.SocketType):
     """A second Python object for an application's socket. The descriptor is the application's: it is never closed
@@ -125,21 +150,22 @@ class Transport:
     def peek(self, view: memoryview) -> int | None:
         """Looks at what has arrived; None if nothing has, 0 at the end of the stream."""
         try:
-            return self._kernel.recv_into(view, 0, socket.MSG_PEEK | _DONTWAIT)
+            return self._kernel.recv_into(view, 0, _PEEK)
         except BlockingIOError:
             return None
 
     def take(self, view: memoryview) -> int:
-        """Takes octets that `peek` has shown; returns how many, 0 if they have gone."""
+        """Takes octets that `peek` has shown; returns how many, 0 if they have gone. What `view` holds then is nobody's
+        business."""
         try:
-            return self._kernel.recv_into(view, 0, _DONTWAIT)
+            return self._kernel.recv_into(view, 0, _TAKE)
         except BlockingIOError:
             return 0
 
     def send(self, octets: Octets) -> int:
         """Hands over as many octets as the kernel takes; 0 if none."""
         try:
-            return self._kernel.send(octets, _DONTWAIT | _NOSIGNAL)
+            return self._kernel.send(octets, _SEND)
         except BlockingIOError:
             return 0
 

@@ -217,9 +217,9 @@ class TestASetUpThatDoesNot:
         env = {**env, "KRB5CCNAME": f"FILE:{ccache}"}
         assert "expired" in problem("credential", "--proxy", proxy.url(), env=env)["problem"]
 
-    def test_credential_from_a_keytab_that_is_not_there(self, proxy: Dante, env: Env) -> None:
-        facts = problem("credential", "--proxy", proxy.url(keytab="/nonexistent"), env=env)
-        assert facts["problem"] == "[Errno 2] No such file or directory: '/nonexistent'"
+    def test_configuration_with_a_keytab_that_is_not_there(self, proxy: Dante, env: Env) -> None:
+        facts = problem("configuration", "--proxy", proxy.url(keytab="/nonexistent"), env=env)
+        assert "the keytab '/nonexistent' is not there" in facts["problem"]
 
     def test_service_without_a_kdc(self, two_services: Realm, proxy: Dante, env: Env, tmp_path: Path) -> None:
         ccache = two_services.kinit(ccache=tmp_path / "ccache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Mapping
 from contextlib import suppress
@@ -113,9 +114,13 @@ class Rules:
         self.written: tuple[tuple[str, str], ...] = tuple(_pairs(rules))
         self._rules = [(_pattern(entry), _decision(entry, action)) for entry, action in self.written]
         self._check_consistent()
+        self._decided = functools.lru_cache(maxsize=1024)(self._decide)
 
     def decide(self, host: str, port: int) -> Decision:
         """What becomes of a connection to `host` (a name or an address, as the application gave it) and `port`."""
+        return self._decided(host, port)
+
+    def _decide(self, host: str, port: int) -> Decision:
         normal = _normal(host)
         for pattern, decision in self._rules:
             if pattern.matches(normal, port):

@@ -264,7 +264,8 @@ class TokenMessage:
 
     @staticmethod
     def length(prefix: Octets) -> int:
-        _expect(prefix, 0, GSS_VERSION, "the version of the GSS-API message")
+        if not prefix or prefix[0] != GSS_VERSION:
+            _expect(prefix, 0, GSS_VERSION, "the version of the GSS-API message")
         if len(prefix) < 2 or prefix[1] == MessageType.REFUSAL:
             return 2
         if len(prefix) < _HEADER:

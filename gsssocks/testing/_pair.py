@@ -268,13 +268,21 @@ class PlainPeer:
         """Whether `read` has come to the end of what the other end had to say."""
         return self._ended
 
-    def read(self) -> bytes:
-        """The data that has arrived, b"" if none has."""
+    def read(self, limit: int | None = None) -> bytes:
+        """The data that has arrived, b"" if none has.
+
+        Args:
+            limit: octets on the wire to take at most; None for all.
+        """
         data = bytearray()
         with suppress(BlockingIOError):
-            while octets := self._connection.recv(_PIECE):
+            while limit is None or limit > 0:
+                octets = self._connection.recv(_PIECE if limit is None else limit)
+                if not octets:
+                    self._ended = True
+                    break
                 data += self._data_in(octets)
-            self._ended = True
+                limit = None if limit is None else limit - len(octets)
         return bytes(data)
 
     def read_exactly(self, size: int) -> bytes:

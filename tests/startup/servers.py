@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import http.server
 import ssl
@@ -92,8 +93,8 @@ def ftp_server(directory: Path) -> Iterator[int]:
 
 
 class _Mailbox(AsyncMessage):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
         self.messages: list[Message] = []
 
     async def handle_message(self, message: Message) -> None:
@@ -105,9 +106,13 @@ def smtp_server(trust: trustme.CA) -> Iterator[tuple[int, list[Message]]]:
     """Takes mail, after STARTTLS only; its port, and what it has taken."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trust.issue_cert("localhost").configure_cert(context)
-    mailbox = _Mailbox()
+    # The controller closes it; one of the handler's own would stay open.
+    loop = asyncio.new_event_loop()
+    mailbox = _Mailbox(loop)
     port = ReservedPort("127.0.0.1")
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port.number, tls_context=context, require_starttls=True)
+    controller = Controller(
+        mailbox, loop=loop, hostname="127.0.0.1", port=port.number, tls_context=context, require_starttls=True
+    )
     try:
         controller.start()
         yield port.number, mailbox.messages
