@@ -56,7 +56,11 @@ def room(family: int, method: str, buffer: Any, nbytes: Any, flags: Any) -> memo
     usual = nbytes.__class__ is int and flags.__class__ is int and nbytes >= 0 and 0 <= flags <= _INT_MAX
     if not usual:
         check(family, method, buffer, nbytes, flags)
-    view = byte_view(buffer)
+    try:
+        view = byte_view(buffer)
+    except BufferError:
+        check(family, method, buffer, nbytes, flags)
+        raise
     if view.readonly or operator.index(nbytes) > len(view):
         check(family, method, buffer, nbytes, flags)
     return view[: operator.index(nbytes) or len(view)]
@@ -64,7 +68,7 @@ def room(family: int, method: str, buffer: Any, nbytes: Any, flags: Any) -> memo
 
 def has_control_messages(family: int, buffers: Any, ancdata: Any, flags: Any, address: Any) -> bool:
     """Whether there are any among the arguments of sendmsg."""
-    if not ancdata and address is None and flags.__class__ is int:
+    if ancdata.__class__ in (tuple, list) and not ancdata and address is None and flags.__class__ is int:
         return False
     listed_ancdata = list(ancdata)
     check(family, "sendmsg", buffers, listed_ancdata, flags, *([] if address is None else [address]))

@@ -10,11 +10,12 @@ The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "ke
     send sendall sendto sendmsg                    tunnel
     recv recv_into recvfrom recvfrom_into          tunnel
     recvmsg recvmsg_into                           tunnel
-    sendfile _sendfile_use_sendfile                tunnel: never os.sendfile()
+    _sendfile_use_sendfile                         tunnel: never os.sendfile()
     connect connect_ex                             through the proxy
     shutdown detach dup _real_close __del__        tunnel, then kernel
     fileno getpeername getsockname                 what a plain socket would say
-    _sendfile_use_send _check_sendfile_params      kernel's: it is Python, and calls send
+    sendfile _sendfile_use_send                    kernel's: it is Python, and calls _sendfile_use_sendfile and send
+    _check_sendfile_params                         kernel's: it is Python, and moves nothing
     makefile                                       kernel's: it is Python, and calls recv_into and send
     close _decref_socketios __enter__ __exit__     kernel's: it is Python, and calls _real_close
     bind listen accept _accept                     kernel
@@ -56,7 +57,6 @@ from .exceptions import ProxyConnectionError, ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from socket import _SendableFile
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -78,6 +78,7 @@ _INET = (socket.AF_INET, socket.AF_INET6)
 _PEEK = int(socket.MSG_PEEK)
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_FASTOPEN = int(getattr(socket, "MSG_FASTOPEN", 0))
 _ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
 
 
@@ -161,9 +162,14 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
 
 def _check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
     checked = checked_address(sock, address)
-    if _is_connected(sock):
+    if _is_connected(sock) or _is_listening(sock):
         raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
     return checked
+
+
+def _is_listening(sock: socket.socket) -> bool:
+    option = getattr(socket, "SO_ACCEPTCONN", None)
+    return option is not None and bool(_originals.SocketType.getsockopt(sock, socket.SOL_SOCKET, option))
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -328,11 +334,6 @@ class GSSSocket(socket.socket):
         most = attachment.tunnel.stream.records.max_plaintext
         return self.send(_arguments.gathered(buffers, most, self.gettimeout()), flags)
 
-    def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
-        if id(self) not in attachments:
-            return super().sendfile(file, offset, count)
-        return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
-
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
             return cast("int", super()._sendfile_use_sendfile(file, offset, count))  # type: ignore[misc]
@@ -340,8 +341,13 @@ class GSSSocket(socket.socket):
             os.fstat(file.fileno())
         except (AttributeError, OSError) as error:
             raise socket._GiveupOnSendfile(error) from error  # type: ignore[attr-defined]
-        # os.sendfile() would hand the file to the kernel's socket, unprotected.
-        return cast("int", self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
+        # os.sendfile() would hand the file to the kernel's socket, unprotected. As with it, the file's position changes
+        # only if something was sent.
+        position = file.tell()
+        sent: int = self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined]
+        if not sent:
+            file.seek(position)
+        return sent
 
     # Receiving
 
@@ -384,7 +390,7 @@ class GSSSocket(socket.socket):
         if id(self) not in attachments:
             return super().recvmsg(bufsize, ancbufsize, flags)
         wanted = _arguments.size(self.family, "recvmsg", bufsize, ancbufsize, flags)
-        return self._received(wanted, flags), [], int(flags) & _CMSG_CLOEXEC, None
+        return self._received(wanted, flags), [], operator.index(flags) & _CMSG_CLOEXEC, None
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
@@ -400,7 +406,7 @@ class GSSSocket(socket.socket):
             part = octets[: len(view)]
             view[: len(part)] = part
             octets = octets[len(part) :]
-        return received, [], int(flags) & _CMSG_CLOEXEC, None
+        return received, [], operator.index(flags) & _CMSG_CLOEXEC, None
 
     def _received(self, size: int, flags: int) -> bytes:
         """As `recv`; but no octets at all are waited for as one would be, as recvfrom(2) and recvmsg(2) do."""
@@ -501,9 +507,12 @@ def _sending(
     sock: socket.socket, attachment: Attachment, view: memoryview, flags: int
 ) -> tuple[Transport, memoryview, Deadline]:
     if flags:
+        _arguments.check(sock.family, "send", b"", flags)
         flags = operator.index(flags)
         if flags & socket.MSG_OOB:
             raise OSError(errno.EOPNOTSUPP, "SOCKS cannot carry urgent data")
+        if flags & _FASTOPEN:
+            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
     if attachment.tls:
         # ssl.SSLSocket falls through to its base class once shutdown() has dropped the TLS object: that would be
         # plaintext.
@@ -536,7 +545,12 @@ def _receive_urgent(sock: socket.socket, attachment: Attachment, size: int) -> b
         return b""
     deadline = Deadline(sock.gettimeout())
     if deadline.timeout:
-        attachment.tunnel.stream.receive(attachment.transport, 1, deadline, peek=True)
+        try:
+            attachment.tunnel.stream.receive(attachment.transport, 1, deadline, peek=True)
+        except socket.timeout:
+            raise
+        except OSError:
+            pass  # readable all the same
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 

@@ -381,6 +381,8 @@ class ProtectedStream:
             self._check_turn(transport)
             if self._unsent and not self.flush(transport, deadline):
                 raise deadline.passed()
+            if not data:
+                transport.send(data)  # an error that is waiting to be told is told
             accepted = self._swallow_owed(data)
             while accepted < len(data):
                 self._await_room(transport, data, deadline)

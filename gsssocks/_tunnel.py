@@ -17,7 +17,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from . import _descriptor, _originals
+from . import _arguments, _descriptor, _originals
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Request
 from ._stream import ProtectedStream
@@ -188,6 +188,10 @@ def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
         raise TypeError(f"'{type(port).__name__}' object cannot be interpreted as an integer")
     if not 0 <= port.__index__() <= 0xFFFF:
         raise OverflowError("connect(): port must be 0-65535.")
+    null: Any = "\0" if isinstance(host, str) else b"\0"
+    if len(address) > 2 or null in host:
+        # Judged with a host that needs no lookup.
+        _arguments.check(sock.family, "connect", (null if null in host else "::1", *address[1:]))
     return address
 
 

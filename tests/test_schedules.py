@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
-from gsssocks.testing import check_stream, plain_pair, tunnelled_pair
+import gsssocks
+from gsssocks.testing import PlainPeer, check_stream, plain_pair, tunnelled_pair
+from tests.peers.beside import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from random import Random
 
-    from gsssocks.testing import PlainPeer, TunnelPeer
+    from gsssocks.testing import Realm, TunnelPeer
+    from tests.peers.dante import Dante
 
 PROTECTIONS = ("integrity", "confidentiality", "selective")
 
@@ -57,6 +60,16 @@ def test_long_messages(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_short_messages(seed: int) -> None:
     check_stream(short_messages, seed=seed, schedules=1000, max_data=300)
+
+
+def test_tunnel_through_dante(realm: Realm, dante: Dante) -> None:
+    def pair(choices: Random) -> tuple[socket.socket, PlainPeer]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sock = gsssocks.create_connection(listener.getsockname(), PATIENCE_SECONDS, proxy=dante.url())
+            return sock, PlainPeer(listener.accept()[0], direct=False)
+
+    with realm.activate():
+        check_stream(pair, schedules=50)
 
 
 @pytest.mark.soak

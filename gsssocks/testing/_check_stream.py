@@ -3,7 +3,8 @@
 What it owes, and nothing beyond, so that a plain socket passes too:
 
 - Each octet sent arrives once, in order, and nothing else does. `send` says how many octets it has taken: a program
-  goes on with the rest, and one that was told of none may send something else.
+  goes on with the rest, and one that was told of none may send something else. (The first octet not taken may be on its
+  way already with those that were: protection by the message cannot do better.)
 - What has arrived can be received, at once and in pieces of any size, by any method. A look (MSG_PEEK) takes nothing.
 - The descriptor is readable when there is something to receive, data or the end, and is not when a receive has just
   found nothing: else one program would sleep for ever, and another never rest. Edge-triggered waiting is woken by what
@@ -322,7 +323,6 @@ class _Outward:
     def peer_reads(self) -> None:
         data = self._scene.peer.read()
         self._scene.note("peer reads", len(data))
-        # The first octet that was not taken may be on its way with those that were.
         ahead = 1 if self._partly_taken else 0
         most = len(self._given) if self._unsure else self._taken + ahead
         assert self._read + len(data) <= most, f"the peer got {self._read + len(data)} octets, {self._taken} were sent"
