@@ -350,10 +350,12 @@ class ProtectedStream:
         """
         with deadline.holding(self._turn):
             self._check_turn(transport)
+            if not data and deadline.timeout == 0:
+                return transport.send(data)  # an error that is waiting to be told is told
             if not self.flush(transport, deadline):
                 raise deadline.passed()
             if not data:
-                return transport.send(data)  # an error that is waiting to be told is told
+                return transport.send(data)
             self._await_room(transport, data, deadline)
             accepted = self._swallow_owed(data)
             while accepted < len(data):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import trustme
 
@@ -14,6 +16,12 @@ from tests.peers.targets import EchoServer, HTTPSServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# No test asserts a time. On a developer's machine each run tries other examples; in CI every run tries the same ones,
+# so that a change is judged by what it changes.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 
 from gsssocks.testing import tunnelled_pair
-from tests.peers.beside import PATIENCE_SECONDS, await_arrival
+from tests.peers.beside import PATIENCE_SECONDS, await_arrival, read_until_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +62,7 @@ def while_peer_reads(sock: socket.socket, peer: TunnelPeer, send: Callable[[], i
     """Calls `send`, again and again, until it takes something; returns how much, and what the peer has read."""
     read = b""
     while True:
-        read += peer.read()
-        assert select.select([], [sock], [], PATIENCE_SECONDS)[1]
+        read += read_until_writable(sock, peer)
         with suppress(BlockingIOError, socket.timeout):
             return send(), read
 

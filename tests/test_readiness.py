@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import gsssocks
 from gsssocks.testing import tunnelled_pair
-from tests.peers.beside import PATIENCE_SECONDS, await_arrival
+from tests.peers.beside import PATIENCE_SECONDS, await_arrival, read_until_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -370,8 +370,8 @@ def test_edge_for_room_after_a_send_found_none(tight_pair: Pair) -> None:
         taken, received = fill(sock, data), b""
         edges(epoll)
         while taken < len(data):
-            received += peer.read()
-            assert epoll.poll(PATIENCE_SECONDS), f"{taken} octets were taken, {len(received)} received, and no edge"
+            received += read_until_writable(sock, peer)
+            assert edges(epoll), f"{taken} octets were taken, {len(received)} received, and no edge"
             taken += fill(sock, data[taken:])
     received += peer.read_exactly(len(data) - len(received))
     assert received == data
@@ -392,8 +392,8 @@ def test_not_writable_when_there_is_none(tight_pair: Pair) -> None:
 def test_writable_when_the_peer_has_read(tight_pair: Pair) -> None:
     sock, peer = tight_pair
     fill(sock, bytes(100_000))
-    peer.read()
-    assert writable(sock, PATIENCE_SECONDS)
+    read_until_writable(sock, peer)
+    assert writable(sock)
 
 
 def test_what_goes_on_being_writable_takes_octets(tight_pair: Pair) -> None:
@@ -407,8 +407,7 @@ def test_what_goes_on_being_writable_takes_octets(tight_pair: Pair) -> None:
             taken += count
             tries = 0 if count else tries + 1
             assert tries < 1000, "writable again and again, and nothing is taken"
-        received += peer.read()
-        assert writable(sock, PATIENCE_SECONDS), "everything has been read, and there is no room"
+        received += read_until_writable(sock, peer)
     assert received + peer.read_exactly(len(data) - len(received)) == data
 
 

@@ -63,13 +63,15 @@ def test_short_messages(seed: int) -> None:
 
 
 def test_tunnel_through_dante(realm: Realm, dante: Dante) -> None:
-    def pair(choices: Random) -> tuple[socket.socket, PlainPeer]:
+    url = dante.url(protection=dante._enctype)
+
+    def pair(_: Random) -> tuple[socket.socket, PlainPeer]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            sock = gsssocks.create_connection(listener.getsockname(), PATIENCE_SECONDS, proxy=dante.url())
+            sock = gsssocks.create_connection(listener.getsockname(), PATIENCE_SECONDS, proxy=url)
             return sock, PlainPeer(listener.accept()[0], direct=False)
 
     with realm.activate():
-        check_stream(pair, schedules=50)
+        check_stream(pair, schedules=200)
 
 
 @pytest.mark.soak

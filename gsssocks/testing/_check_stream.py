@@ -429,11 +429,20 @@ class _Outward:
         vain = 0
         self._scene.sock.settimeout(0)
         while self._taken < len(self._given) and not self._finished and self._may_send():
-            self.peer_reads()
-            assert self._scene.ready(select.POLLOUT, PATIENCE_SECONDS), "the peer reads, and there is no room"
+            self._make_room()
             sent = self._send(send, bytes(self._given[self._taken :]), 0)
             vain = 0 if sent else vain + 1
             assert vain < VAIN_TRIES, "writable, and nothing is taken"
+
+    def _make_room(self) -> None:
+        """The peer reads until there is room to send. What it has read makes room for more to arrive, and so on."""
+        self.peer_reads()
+        while not self._scene.ready(select.POLLOUT):
+            poll = select.poll()
+            poll.register(self._scene.sock, select.POLLOUT)
+            poll.register(self._scene.peer, select.POLLIN)
+            assert poll.poll(PATIENCE_SECONDS * 1000), "the peer has read everything, and there is no room"
+            self.peer_reads()
 
     def _read_to_the_end(self) -> None:
         while not self._scene.peer.ended:

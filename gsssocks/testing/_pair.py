@@ -282,7 +282,7 @@ class PlainPeer:
             while limit is None or limit > 0:
                 octets = self._connection.recv(_PIECE if limit is None else limit)
                 if not octets:
-                    self._ended = True
+                    self._end()
                     break
                 data += self._data_in(octets)
                 limit = None if limit is None else limit - len(octets)
@@ -317,6 +317,9 @@ class PlainPeer:
 
     def _data_in(self, octets: bytes) -> bytes:
         return octets
+
+    def _end(self) -> None:
+        self._ended = True
 
     def _wait(self, deadline: float, event: int) -> None:
         poll = select.poll()
@@ -401,6 +404,10 @@ class TunnelPeer(PlainPeer):
             self._written += len(piece)
             self._ends.append((self._released + len(self._held), self._written))
 
+    def _end(self) -> None:
+        assert not self._incoming, f"the stream ended inside a message, after {len(self._incoming)} octets of it"
+        super()._end()
+
     def _data_in(self, octets: bytes) -> bytes:
         # Written without the framing of the package, which is under test here.
         self._incoming += octets
@@ -480,6 +487,8 @@ def _connected(host: str, buffers: int | None, kind: type[socket.socket]) -> tup
     try:
         _set_buffers(listener, buffers)
         _set_buffers(near, buffers)
+        # Or thousands of pairs would use up the ports: each leaves one in TIME_WAIT.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, 0))
         listener.listen(1)
         # Waiting: after a connect that does not, Linux lets another one succeed.

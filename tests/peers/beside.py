@@ -32,6 +32,7 @@ __all__ = [
     "numbers",
     "outcome",
     "poll",
+    "read_until_writable",
     "rectangle",
     "room",
 ]
@@ -67,6 +68,17 @@ def await_arrival(sock: socket.socket, peer: PlainPeer) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not peer.arrived(sock):
         assert time.monotonic() < deadline, "what the peer has sent does not arrive"
+
+
+def read_until_writable(sock: socket.socket, peer: PlainPeer) -> bytes:
+    """The peer reads until there is room to send: what it has read makes room for more to arrive, and so on."""
+    read = peer.read()
+    while not poll(sock, select.POLLOUT):
+        assert any(select.select([peer], [sock], [], PATIENCE_SECONDS)), (
+            "everything has been read, and there is no room"
+        )
+        read += peer.read()
+    return read
 
 
 class Side(NamedTuple):
