@@ -78,6 +78,7 @@ _INET = (socket.AF_INET, socket.AF_INET6)
 _PEEK = int(socket.MSG_PEEK)
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_MORE = int(getattr(socket, "MSG_MORE", 0))
 _FASTOPEN = int(getattr(socket, "MSG_FASTOPEN", 0))
 _ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
 
@@ -303,14 +304,16 @@ class GSSSocket(socket.socket):
         if attachment is None:
             return super().send(data, flags)
         with byte_view(data) as view:
-            return attachment.tunnel.stream.send(*_sending(self, attachment, view, flags))
+            stream = attachment.tunnel.stream
+            return stream.send(*_sending(self, attachment, view, flags), more=bool(flags & _MORE))
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         attachment = attachments.get(id(self))
         if attachment is None:
             return super().sendall(data, flags)
         with byte_view(data) as view:
-            attachment.tunnel.stream.send_all(*_sending(self, attachment, view, flags))
+            stream = attachment.tunnel.stream
+            stream.send_all(*_sending(self, attachment, view, flags), more=bool(flags & _MORE))
 
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
         attachment = attachments.get(id(self))

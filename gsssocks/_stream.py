@@ -101,6 +101,7 @@ class ProtectedStream:
         self._no_more_reading = False
         self._no_more_sending = False
         self._handing_over = False
+        self._more = False
         self._failure: Exception | None = None
 
     def _make_locks(self) -> None:
@@ -342,14 +343,18 @@ class ProtectedStream:
             # A new instance each time: one that is raised again and again would collect tracebacks.
             raise type(self._failure)(*self._failure.args) from self._failure
 
-    def send(self, transport: Transport, data: memoryview, deadline: Deadline) -> int:
+    def send(self, transport: Transport, data: memoryview, deadline: Deadline, *, more: bool = False) -> int:
         """Sends from the front of `data` what can be sent in the time allowed; returns the number of octets accepted.
+
+        Args:
+            more: MSG_MORE, handed on to the kernel.
 
         Raises:
             BlockingIOError, socket.timeout: none could be.
         """
         with deadline.holding(self._turn):
             self._check_turn(transport)
+            self._more = more
             if not data and deadline.timeout == 0:
                 return transport.send(data)  # an error that is waiting to be told is told
             if not self.flush(transport, deadline):
@@ -372,8 +377,11 @@ class ProtectedStream:
                 raise deadline.passed()
             return accepted
 
-    def send_all(self, transport: Transport, data: memoryview, deadline: Deadline) -> None:
+    def send_all(self, transport: Transport, data: memoryview, deadline: Deadline, *, more: bool = False) -> None:
         """Sends all of `data`.
+
+        Args:
+            more: MSG_MORE, handed on to the kernel.
 
         Raises:
             BlockingIOError, socket.timeout: the time did not suffice. What is left of a message begun will go out
@@ -381,6 +389,7 @@ class ProtectedStream:
         """
         with deadline.holding(self._turn):
             self._check_turn(transport)
+            self._more = more
             if self._unsent and not self.flush(transport, deadline):
                 raise deadline.passed()
             if not data:
@@ -445,7 +454,7 @@ class ProtectedStream:
             self._check_sendable()
         self._handing_over = True
         try:
-            sent = transport.send(self._unsent)
+            sent = transport.send(self._unsent, more=self._more)
         except OSError:
             self._handing_over = False
             raise

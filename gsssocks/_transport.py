@@ -28,6 +28,7 @@ T = TypeVar("T")
 # Plain numbers: the operators of enum.Flag would take longer than the system calls.
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _SEND = _DONTWAIT | int(getattr(socket, "MSG_NOSIGNAL", 0))
+_MORE = int(getattr(socket, "MSG_MORE", 0))
 _PEEK = _DONTWAIT | int(socket.MSG_PEEK)
 # What has been looked at need not be copied once more to be taken: on Linux, MSG_TRUNC throws octets of a TCP stream
 # away (tcp(7)). Elsewhere it means something else.
@@ -162,10 +163,14 @@ class Transport:
         except BlockingIOError:
             return 0
 
-    def send(self, octets: Octets) -> int:
-        """Hands over as many octets as the kernel takes; 0 if none."""
+    def send(self, octets: Octets, *, more: bool = False) -> int:
+        """Hands over as many octets as the kernel takes; 0 if none.
+
+        Args:
+            more: MSG_MORE: more octets will follow soon, and may share a segment with these.
+        """
         try:
-            return self._kernel.send(octets, _SEND)
+            return self._kernel.send(octets, _SEND | _MORE if more else _SEND)
         except BlockingIOError:
             return 0
 

@@ -89,8 +89,8 @@ class CountingTransport(StoppableTransport):
         self.received += taken
         return taken
 
-    def send(self, octets: Any) -> int:
-        sent = super().send(octets)
+    def send(self, octets: Any, *, more: bool = False) -> int:
+        sent = super().send(octets, more=more)
         if sent:
             self._listening = False
         self.sent += sent
