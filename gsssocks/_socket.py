@@ -305,7 +305,7 @@ class GSSSocket(socket.socket):
             return super().send(data, flags)
         with byte_view(data) as view:
             stream = attachment.tunnel.stream
-            return stream.send(*_sending(self, attachment, view, flags), more=bool(flags & _MORE))
+            return stream.send(*_sending(self, attachment, view, flags), more=bool(operator.index(flags) & _MORE))
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         attachment = attachments.get(id(self))
@@ -313,7 +313,7 @@ class GSSSocket(socket.socket):
             return super().sendall(data, flags)
         with byte_view(data) as view:
             stream = attachment.tunnel.stream
-            stream.send_all(*_sending(self, attachment, view, flags), more=bool(flags & _MORE))
+            stream.send_all(*_sending(self, attachment, view, flags), more=bool(operator.index(flags) & _MORE))
 
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
         attachment = attachments.get(id(self))
@@ -547,7 +547,7 @@ def _receive_urgent(sock: socket.socket, attachment: Attachment, size: int) -> b
     if not size:
         return b""
     deadline = Deadline(sock.gettimeout())
-    if deadline.timeout:
+    if deadline.timeout and not attachment.transport.is_broken():
         try:
             attachment.tunnel.stream.receive(attachment.transport, 1, deadline, peek=True)
         except socket.timeout:

@@ -30,12 +30,18 @@ def some_buffers(choices: Random) -> int | None:
     return choices.choice((None, None, 1, choices.randint(1, 20_000)))
 
 
+def some_host(choices: Random) -> str:
+    """One of many, since a port stays taken for a minute after its connection has ended, and each pair takes some."""
+    return f"127.0.0.{choices.randint(1, 254)}"
+
+
 def plain(choices: Random) -> tuple[socket.socket, PlainPeer]:
-    return plain_pair(buffers=some_buffers(choices))
+    return plain_pair(host=some_host(choices), buffers=some_buffers(choices))
 
 
 def long_messages(choices: Random) -> tuple[socket.socket, TunnelPeer]:
     return tunnelled_pair(
+        host=some_host(choices),
         protection=choices.choice(PROTECTIONS),
         max_plaintext=choices.choice((None, None, choices.randint(500, 5000))),
         buffers=some_buffers(choices),
@@ -44,7 +50,10 @@ def long_messages(choices: Random) -> tuple[socket.socket, TunnelPeer]:
 
 def short_messages(choices: Random) -> tuple[socket.socket, TunnelPeer]:
     return tunnelled_pair(
-        protection=choices.choice(PROTECTIONS), max_plaintext=choices.randint(1, 20), buffers=some_buffers(choices)
+        host=some_host(choices),
+        protection=choices.choice(PROTECTIONS),
+        max_plaintext=choices.randint(1, 20),
+        buffers=some_buffers(choices),
     )
 
 

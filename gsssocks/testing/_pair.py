@@ -432,7 +432,7 @@ def plain_pair(
     """A plain socket connected to a peer: the standard by which a tunnelled one is judged.
 
     Args:
-        host: "127.0.0.1" or "::1".
+        host: a loopback address.
         buffers: SO_SNDBUF and SO_RCVBUF of both ends; None for the system's.
         kind: class of the socket.
     """
@@ -451,7 +451,7 @@ def tunnelled_pair(
     """A tunnelled socket, as `install()` makes it, connected to a peer that plays proxy and target in one.
 
     Args:
-        host: "127.0.0.1" or "::1".
+        host: a loopback address.
         protection: "confidentiality", "integrity" or "selective".
         max_plaintext: octets of data in one message, at most; None for what fits.
         buffers: SO_SNDBUF and SO_RCVBUF of both ends; None for the system's.
