@@ -141,6 +141,16 @@ class TestResults:
 
         pairs.same(filled)
 
+    @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 8, 100])
+    @pytest.mark.parametrize("taken", [0, 1, 3, 4])
+    def test_look_sees_all_that_has_arrived(self, pairs: SideBySide, size: int, taken: int) -> None:
+        pairs.peers_send(b"one")
+        pairs.peers_send(b"two")
+        pairs.same(method("recv", taken))
+        pairs.peers_send(b"three")
+        for _ in range(2):
+            pairs.same(method("recv", size, socket.MSG_PEEK))
+
     def test_buffers_are_filled_in_order(self, pairs: SideBySide) -> None:
         pairs.peers_send(DATA)
 
