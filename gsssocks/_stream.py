@@ -253,8 +253,20 @@ class ProtectedStream:
                 looks += 1
                 if not plaintext and not self._ended and deadline.is_past(looks):
                     raise deadline.passed()
-            elif deadline.timeout == 0 or not transport.wait_readable(deadline):
+            elif deadline.timeout == 0 or not self._wait_for_octets(transport, deadline):
                 raise deadline.passed()
+
+    def _wait_for_octets(self, transport: Transport, deadline: Deadline) -> bool:
+        """Waits until it is worth looking again. What is in line is sent meanwhile: the peer may answer nothing before
+        it has that, and there may be no other thread to do it."""
+        if not self._unsent:
+            return transport.wait_readable(deadline)
+        if not transport.wait_either(deadline):
+            return False
+        # An error is for the reader: to send would take it away.
+        if not transport.wait_readable(Deadline(0)):
+            self._flushed(transport)
+        return True
 
     def _unprotect_arrived(self, transport: Transport, size: int) -> bool:
         """Looks into the kernel once. False if nothing was there."""

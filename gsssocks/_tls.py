@@ -41,6 +41,8 @@ WRITE_SIZE = 48 * 1024
 
 Buffer = Union[bytearray, memoryview]
 
+_NOW = Deadline(0)
+
 
 def tls_object(
     context: ssl.SSLContext,
@@ -206,7 +208,12 @@ class TunnelledTLS:
 
     def read(self, length: int = 1024, buffer: Buffer | None = None) -> bytes | int:
         operation = (lambda: self._ssl.read(length)) if buffer is None else (lambda: self._ssl.read(length, buffer))
-        result: bytes | int = _as_openssl_says(lambda: self._run(operation, self._deadline(), "read"))
+        # Once hands have been shaken, what fills the kernel's buffer is another thread's data, of which the peer may take
+        # no more before we have read. The stream goes on sending while the read waits.
+        established = self._ssl.version() is not None
+        result: bytes | int = _as_openssl_says(
+            lambda: self._run(operation, self._deadline(), "read", await_room=not established)
+        )
         return result
 
     def write(self, data: Any) -> int:
@@ -260,8 +267,15 @@ class TunnelledTLS:
             raise ssl.SSLError("Underlying socket connection gone")
         return Deadline(sock.gettimeout())
 
-    def _run(self, operation: Callable[[], T], deadline: Deadline, what: str, *, flush: bool = True) -> T:
-        """Repeats `operation` until it needs no more from the peer, carrying octets both ways in between."""
+    def _run(
+        self, operation: Callable[[], T], deadline: Deadline, what: str, *, flush: bool = True, await_room: bool = True
+    ) -> T:
+        """Repeats `operation` until it needs no more from the peer, carrying octets both ways in between.
+
+        Args:
+            flush: whether what OpenSSL has to say is sent in the end.
+            await_room: whether it must have left before anything is awaited from the peer.
+        """
         while True:
             wants: ssl.SSLWantReadError | None = None
             try:
@@ -276,16 +290,24 @@ class TunnelledTLS:
                         self._enqueue_outgoing()
             except ssl.SSLError:
                 with suppress(OSError):
-                    self._flush(deadline, what)
+                    self._flush(deadline if await_room else _NOW, what)
                 raise
             if wants is None:
                 if flush and what != "read":
                     self._flush(deadline, what)
                 elif flush:
-                    self._attachment.tunnel.stream.flush(self._attachment.transport, Deadline(0))
+                    self._flush_at_once()
                 return result
-            self._flush(deadline, what)
+            if await_room:
+                self._flush(deadline, what)
+            else:
+                self._flush_at_once()
             self._fetch(deadline, wants, what)
+
+    def _flush_at_once(self) -> None:
+        # Where nothing can be sent any more, what the peer sent before can still be read.
+        with suppress(OSError):
+            self._attachment.tunnel.stream.flush(self._attachment.transport, _NOW)
 
     def _enqueue_outgoing(self) -> None:
         stream = self._attachment.tunnel.stream

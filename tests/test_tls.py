@@ -683,6 +683,30 @@ class TestData:
         writer.join()
         assert digest.digest() == hashlib.sha256(data).digest()
 
+    def test_reader_is_not_held_up_by_a_writer_whose_peer_wants_to_be_read_first(
+        self, conversation: Conversation
+    ) -> None:
+        size = 32 * MEBIBYTE
+
+        def talk_first_then_listen(encrypted: ssl.SSLSocket) -> int:
+            encrypted.sendall(bytes(size))
+            heard = 0
+            while heard < size:
+                heard += len(encrypted.recv(65536))
+            encrypted.sendall(b"!")
+            return heard
+
+        with conversation(talk_first_then_listen) as (host, encrypted):
+            encrypted.settimeout(PATIENCE_SECONDS)
+            writer = threading.Thread(target=encrypted.sendall, args=(bytes(size),))
+            writer.start()
+            heard = 0
+            while heard < size:
+                heard += len(encrypted.recv(min(65536, size - heard)))
+            writer.join()
+            assert encrypted.recv(2) == b"!"
+            assert host.result() == size
+
     def test_thread_writes_while_another_waits_for_something_to_read(self, encrypted: ssl.SSLSocket) -> None:
         heard: list[bytes] = []
         reader = threading.Thread(target=lambda: heard.append(encrypted.recv(5)))
