@@ -208,8 +208,8 @@ class TunnelledTLS:
 
     def read(self, length: int = 1024, buffer: Buffer | None = None) -> bytes | int:
         operation = (lambda: self._ssl.read(length)) if buffer is None else (lambda: self._ssl.read(length, buffer))
-        # Once hands have been shaken, what fills the kernel's buffer is another thread's data, of which the peer may take
-        # no more before we have read. The stream goes on sending while the read waits.
+        # Once hands have been shaken, what fills the kernel's buffer is another thread's data, of which the peer may
+        # take no more before we have read. The stream goes on sending while the read waits.
         established = self._ssl.version() is not None
         result: bytes | int = _as_openssl_says(
             lambda: self._run(operation, self._deadline(), "read", await_room=not established)

@@ -55,16 +55,25 @@ class Tunnel:
     Attributes:
         proxies: the proxies to try.
         proxy: the one it goes through, once it is made.
-        destination: what the proxy was asked to connect to.
+        command: what the proxy is asked for (RFC 1928, section 4).
+        destination: the address that goes with it: for CONNECT, what to connect to.
         peername: the address as the application gave it.
         bound: the proxy's own address towards the target, as the reply gave it.
         context: the security context.
         stream: the pump.
     """
 
-    def __init__(self, proxies: Sequence[Proxy], destination: Address, peername: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        proxies: Sequence[Proxy],
+        destination: Address,
+        peername: tuple[Any, ...],
+        *,
+        command: Command = Command.CONNECT,
+    ) -> None:
         self.proxies = proxies
         self.proxy = proxies[0]
+        self.command = command
         self.destination = destination
         self.peername = peername
         self.bound: Address | None = None
@@ -231,7 +240,7 @@ def establish(sock: socket.socket, tunnel: Tunnel) -> None:
     begun = time.monotonic()
     deadline = _connect_deadline(sock.gettimeout(), tunnel.proxy.timeout)
     try:
-        request = Request(Command.CONNECT, tunnel.destination)
+        request = Request(tunnel.command, tunnel.destination)
         request.encode()
     except ValueError as error:
         raise ProxyConnectionError(
@@ -239,7 +248,7 @@ def establish(sock: socket.socket, tunnel: Tunnel) -> None:
         ) from error
     _connect_to_a_proxy(sock, tunnel, deadline)
     proxy = tunnel.proxy
-    tunnel.context = _initiator(proxy)
+    tunnel.context = _initiator(proxy, tunnel.command)
     negotiation = ClientNegotiation(
         tunnel.context,
         request,
@@ -301,7 +310,7 @@ def _connect_deadline(timeout: float | None, limit: float | None) -> Deadline:
     return Deadline(timeout if limit is None else min(timeout, limit))
 
 
-def _initiator(proxy: Proxy) -> SecurityContext:
+def _initiator(proxy: Proxy, command: Command) -> SecurityContext:
     # Imported here: gssapi takes time and memory that a program without a tunnel does not owe us.
     from ._gss import Initiator
 
@@ -309,6 +318,7 @@ def _initiator(proxy: Proxy) -> SecurityContext:
         proxy.gss_target,
         mechanism=proxy.mechanism,
         delegation=proxy.delegation,
+        sequence=command != Command.UDP_ASSOCIATE,
         principal=proxy.principal,
         ccache=proxy.ccache,
         keytab=proxy.keytab,

@@ -44,6 +44,8 @@ NEIGHBOURS = {
     ("cli", ""),
     ("cli", "_injection"),
     ("_inject", "_startup"),
+    ("_udp", "_tunnel"),
+    ("_bind", "_tunnel"),
     ("adapters", "adapters"),
 }
 
@@ -131,7 +133,7 @@ IMPORTS = all_imports()
 
 def allowed(importer: str, imported: str) -> bool:
     upper, lower = room(importer), room(imported)
-    if upper == lower in ("_protocol", "_config", "server") or (upper, lower) in NEIGHBOURS:
+    if upper == lower in ("_protocol", "_config", "_negotiation", "server") or (upper, lower) in NEIGHBOURS:
         return True
     return lower in FLOORS and FLOORS[upper] > FLOORS[lower]
 

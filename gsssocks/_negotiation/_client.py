@@ -1,0 +1,236 @@
+"""The client's side: from the greeting to the proxy's reply."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from gsssocks._protocol import (
+    Address,
+    Command,
+    Greeting,
+    MessageType,
+    Method,
+    MethodSelection,
+    ProtectionLevel,
+    Reply,
+    Request,
+    TokenMessage,
+)
+from gsssocks._record import BareRecords, ProtectedRecords
+from gsssocks.exceptions import AuthenticationError, ProtectionError, ProtocolError, reply_error, truncated
+
+from ._conversation import MAX_CONTEXT_TOKENS, Listening, Negotiation
+
+if TYPE_CHECKING:
+    from gsssocks._record import Records
+    from gsssocks._security import SecurityContext
+    from gsssocks.exceptions import ProxyError
+
+__all__ = ["ClientNegotiation"]
+
+
+class ClientNegotiation(Negotiation):
+    """The client's side.
+
+    Args:
+        context: the initiator's end of a new security context.
+        request: what to ask of the proxy.
+        proxy: the proxy as the user named it, for messages.
+        level: the level to ask for, and the least to accept.
+        pipelined: send ahead whatever does not depend on an answer; False for proxies that cannot take it.
+        nec: send the protection level bare, as the NEC reference implementation does.
+
+    Attributes:
+        records: the record layer to go on with, once complete.
+        bound: the address in the reply, once complete.
+        agreed: the protection level, once the proxy has answered.
+    """
+
+    def __init__(
+        self,
+        context: SecurityContext,
+        request: Request,
+        *,
+        proxy: str,
+        level: ProtectionLevel = ProtectionLevel.CONFIDENTIALITY,
+        pipelined: bool = True,
+        nec: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bound: Address | None = None
+        self.agreed: ProtectionLevel | None = None
+        self._context = context
+        self._request = request
+        self._proxy = proxy
+        self._level = level
+        self._pipelined = pipelined
+        self._nec = nec
+
+    @property
+    def may_block(self) -> bool:
+        return not self._context.complete
+
+    def ended(self) -> ProxyError:
+        if self._received:
+            return truncated(
+                f"the proxy {self._proxy} closed the connection inside a message while we were {self.phase}"
+            )
+        return self._ending
+
+    def _converse(self) -> Listening[None]:
+        yield from self._agree_on_method()
+        yield from self._establish_context()
+        self._check_granted(self._level)
+        yield from self._agree_on_level_and_request()
+
+    def _agree_on_method(self) -> Listening[None]:
+        self.phase = "acquiring a ticket for the proxy"
+        self._ending = ProtocolError(
+            errno.ECONNRESET, f"the proxy {self._proxy} closed the connection at once: is it a SOCKS 5 proxy?"
+        )
+        token = self._context.step(None)
+        self._to_send += Greeting(bytes([Method.GSSAPI])).encode()
+        if self._pipelined:
+            self._send_context_token(token)
+        self.phase = "waiting for the proxy to choose an authentication method"
+        selection = yield from self._listen(MethodSelection)
+        if selection.method == Method.NO_ACCEPTABLE:
+            raise AuthenticationError(
+                errno.EACCES,
+                f"the proxy {self._proxy} does not offer GSS-API to this client: its rules must allow it",
+            )
+        if selection.method != Method.GSSAPI:
+            raise ProtocolError(
+                errno.EPROTO,
+                f"the proxy {self._proxy} chose method {selection.method:#04x}, but only GSS-API was offered",
+            )
+        if not self._pipelined:
+            self._send_context_token(token)
+
+    def _send_context_token(self, token: bytes | None) -> None:
+        if token:
+            self._to_send += TokenMessage(MessageType.CONTEXT, token).encode()
+
+    def _establish_context(self) -> Listening[None]:
+        self.phase = "waiting for the proxy's part of the security context"
+        # Dante never sends a refusal; it closes.
+        self._ending = AuthenticationError(
+            errno.ECONNRESET,
+            f"the proxy {self._proxy} closed the connection instead of accepting our ticket: check its keytab "
+            "(key version), its service name against service=, the clocks, and its log",
+        )
+        received = 0
+        while not self._context.complete:
+            message = yield from self._listen(TokenMessage)
+            received += 1
+            if message.mtyp == MessageType.REFUSAL:
+                raise AuthenticationError(
+                    errno.EACCES,
+                    f"the proxy {self._proxy} refused our authentication (RFC 1961, section 3.8); its log says why",
+                )
+            self._check_type(message, MessageType.CONTEXT)
+            if not message.token or received > MAX_CONTEXT_TOKENS:
+                raise AuthenticationError(errno.EPROTO, f"the proxy {self._proxy} did not finish the security context")
+            self._send_context_token(self._context.step(message.token))
+
+    def _check_granted(self, level: ProtectionLevel) -> None:
+        granted = self._context.granted
+        needed = {
+            "mutual authentication": granted.mutual,
+            "replay detection": granted.replay,
+            # Datagrams may be lost or overtake each other (section 3.2).
+            "sequence detection": granted.sequence or self._request.command == Command.UDP_ASSOCIATE,
+            "integrity": granted.integrity,
+            "confidentiality": granted.confidentiality or level in (ProtectionLevel.NONE, ProtectionLevel.INTEGRITY),
+        }
+        lacking = [service for service, there in needed.items() if not there]
+        if lacking:
+            raise ProtectionError(
+                errno.EPROTO,
+                f"the security context with the proxy {self._proxy} lacks {' and '.join(lacking)}; nothing was sent",
+            )
+
+    def _agree_on_level_and_request(self) -> Listening[None]:
+        self._send_level()
+        self.records = self._records(self._level)
+        if self._pipelined:
+            self._to_send += self.records.protect(self._request.encode())
+        agreed = self.agreed = yield from self._level_answer()
+        if agreed != self._level:
+            self._check_granted(agreed)
+            self.records = self._records(agreed)
+        if not self._pipelined:
+            self._to_send += self.records.protect(self._request.encode())
+        yield from self._await_reply(self.records)
+
+    def _records(self, level: ProtectionLevel) -> Records:
+        return BareRecords() if level == ProtectionLevel.NONE else ProtectedRecords(self._context, level)
+
+    def _send_level(self) -> None:
+        octet = bytes([self._level])
+        token = octet if self._nec else self._context.wrap(octet, confidential=False)
+        self._to_send += TokenMessage(MessageType.LEVEL, token).encode()
+
+    def _level_answer(self) -> Listening[ProtectionLevel]:
+        self.phase = "waiting for the proxy to agree on the protection level"
+        wanted = self._level.name.lower()
+        self._ending = ProtectionError(
+            errno.ECONNRESET,
+            f"the proxy {self._proxy} closed the connection instead of agreeing on the protection level {wanted!r}: "
+            "its rules may not allow it; try another protection=",
+        )
+        message = yield from self._listen(TokenMessage)
+        if message == TokenMessage(MessageType.CONTEXT):
+            # Servers answer each of our context tokens, the last one too; without a token of their own to send, with
+            # this.
+            message = yield from self._listen(TokenMessage)
+        if message.mtyp == MessageType.REFUSAL:
+            raise ProtectionError(
+                errno.EACCES,
+                f"the proxy {self._proxy} refused the protection level {wanted!r}; try another protection=",
+            )
+        self._check_type(message, MessageType.LEVEL)
+        # conf_state is not looked at: section 4.3 asks for conf_req FALSE here, but there are peers that encrypt this
+        # one token.
+        self._check_form(message.token)
+        octets = message.token if self._nec else self._context.unwrap(message.token).data
+        return self._acceptable(octets)
+
+    def _check_form(self, token: bytes) -> None:
+        bare = len(token) == 1
+        if bare and not self._nec:
+            raise ProtectionError(
+                errno.EPROTO,
+                f"the proxy {self._proxy} sent the protection level unprotected, as NEC's implementation does: "
+                "if it is meant to, set nec=True",
+            )
+        if self._nec and not bare:
+            raise ProtectionError(
+                errno.EPROTO, f"the proxy {self._proxy} protects the protection level, as it should: leave out nec=True"
+            )
+
+    def _acceptable(self, octets: bytes) -> ProtectionLevel:
+        if len(octets) != 1 or octets[0] not in set(ProtectionLevel):
+            raise ProtocolError(
+                errno.EPROTO,
+                f"the proxy {self._proxy} answered with a level that RFC 1961 does not define: {octets[:8].hex()}",
+            )
+        level = ProtectionLevel(octets[0])
+        if not level.satisfies(self._level):
+            raise ProtectionError(
+                errno.EACCES,
+                f"the proxy {self._proxy} grants only the protection level {level.name.lower()!r}, less than the "
+                f"{self._level.name.lower()!r} demanded; the connection is closed",
+            )
+        return level
+
+    def _await_reply(self, records: Records) -> Listening[None]:
+        self.phase = f"waiting for the proxy to reach {self._request.address}"
+        self._ending = ProtocolError(
+            errno.ECONNRESET, f"the proxy {self._proxy} closed the connection instead of answering the request"
+        )
+        reply = yield from self._encapsulated(records, Reply)
+        if reply.code:
+            raise reply_error(reply.code, str(self._request.address), self._proxy)
+        self.bound = reply.address
