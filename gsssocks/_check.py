@@ -21,6 +21,7 @@ from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Request
 from ._socket import create_connection
 from ._transport import Deadline, Transport, call_within
+from ._tunnel import initiator
 from .exceptions import AuthenticationError
 
 if TYPE_CHECKING:
@@ -136,12 +137,13 @@ class _Examination:
             facts["this target"] = f"{decision.action}, by {decision.rule}" if decision.rule else decision.action
 
     def _credential(self, facts: dict[str, str]) -> None:
-        from ._gss import credential
+        from ._gss import Source, credential
 
         if self._proxy.keytab is not None:
             facts["keytab"] = self._proxy.keytab
             _open_keytab(self._proxy.keytab)
-        found = credential(principal=self._proxy.principal, ccache=self._proxy.ccache, keytab=self._proxy.keytab)
+        proxy = self._proxy
+        found = credential(Source(proxy.principal, proxy.ccache, proxy.keytab, proxy.password, proxy.mechanism))
         facts["principal"] = found.principal
         facts["cache"] = found.cache
         facts["valid for"] = _duration(found.lifetime)
@@ -149,7 +151,7 @@ class _Examination:
     def _service(self, facts: dict[str, str]) -> None:
         facts["asked for"] = self._proxy.gss_target
         try:
-            self._initiator = self._new_initiator(self._proxy.gss_target)
+            self._initiator = initiator(self._proxy)
             self._token = self._initiator.step(None)
             facts["KDC"] = "gave a ticket"
         finally:
@@ -160,23 +162,10 @@ class _Examination:
         host = self._proxy.host.lower()
         for service in _SERVICES:
             try:
-                self._new_initiator(f"{service}@{host}").step(None)
+                initiator(self._proxy, target=f"{service}@{host}").step(None)
             except AuthenticationError:
                 continue
             yield service
-
-    def _new_initiator(self, target: str) -> Initiator:
-        from ._gss import Initiator
-
-        proxy = self._proxy
-        return Initiator(
-            target,
-            mechanism=proxy.mechanism,
-            delegation=proxy.delegation,
-            principal=proxy.principal,
-            ccache=proxy.ccache,
-            keytab=proxy.keytab,
-        )
 
     def _connect(self, facts: dict[str, str]) -> None:
         proxy = self._proxy
@@ -185,18 +174,19 @@ class _Examination:
 
     def _negotiate(self) -> Iterator[Finding]:
         """The negotiation, one flight at a time, so that each step can be told from the next."""
-        initiator = _Begun(self._initiator, self._token)
+        begun = _Begun(self._initiator, self._token)
         self._negotiation = ClientNegotiation(
-            initiator,
+            begun,
             Request(Command.CONNECT, self._destination),
             proxy=str(self._proxy),
-            level=self._proxy.level,
+            level=self._proxy.levels[0],
+            least=self._proxy.least_level,
             pipelined=False,
             nec=self._proxy.nec,
         )
         self._pending = b""
         self._to_send = self._negotiation.start()
-        yield self._timed("authentication", lambda facts: self._authenticate(facts, initiator))
+        yield self._timed("authentication", lambda facts: self._authenticate(facts, begun))
         yield self._timed("protection", self._agree)
         yield self._timed("target", self._await_reply)
 
@@ -210,15 +200,15 @@ class _Examination:
             step = self._negotiation.receive(octets)
             self._pending, self._to_send = octets[step.taken :], step.to_send
 
-    def _authenticate(self, facts: dict[str, str], initiator: _Begun) -> None:
+    def _authenticate(self, facts: dict[str, str], begun: _Begun) -> None:
         facts["method offered"] = "GSS-API (0x01)"
-        self._exchange(lambda: initiator.complete)
+        self._exchange(lambda: begun.complete)
         from ._gss import ticket_flags
 
-        granted = initiator.granted
+        granted = begun.granted
         forwardable, ok_as_delegate = ticket_flags(self._initiator)
         facts["method picked"] = "GSS-API (0x01)"
-        facts["as"] = f"{initiator.initiator_name}, by {initiator.mechanism}"
+        facts["as"] = f"{begun.initiator_name}, by {begun.mechanism}"
         facts["ticket"] = "forwardable" if forwardable else "not forwardable"
         facts["delegated"] = "yes" if granted.delegated else "no"
         if forwardable and not ok_as_delegate:

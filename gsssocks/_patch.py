@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import wrapt
@@ -362,7 +361,7 @@ def _host_and_port(sock: socket.socket, args: tuple[Any, ...]) -> tuple[str, int
 
 @functools.lru_cache(maxsize=16)
 def _proxies(proxies: tuple[Proxy, ...], protection: str | None) -> tuple[Proxy, ...]:
-    return proxies if protection is None else tuple(replace(proxy, protection=protection) for proxy in proxies)
+    return proxies if protection is None else tuple(proxy.demanding(protection) for proxy in proxies)
 
 
 # As numbers: `socket.socket` makes an enum member of them each time, which takes longer than deciding.

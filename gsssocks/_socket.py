@@ -248,21 +248,24 @@ class GSSSocket(socket.socket):
             proxy_type: `socks.SOCKS5` (2), or None for the proxy that the environment names.
             addr, port: the proxy's host and TCP port.
             rdns: whether names go to the proxy unresolved.
-            username: the principal whose credential to use.
-            password: not accepted: GSS-API takes tickets.
+            username: the principal whose credential to use; with methods="userpass", the user name.
+            password: that one's password; None is a ticket that is there already.
             options: further arguments of `Proxy`.
 
         Raises:
-            ValueError: not a SOCKS 5 proxy, a password, or a wrong option.
+            ValueError: not a SOCKS 5 proxy, or a wrong option.
         """
         if proxy_type is None:
             _chosen_proxies.pop(self, None)
             return
         if proxy_type != 2 or addr is None:
             raise ValueError("gsssocks speaks SOCKS 5 only: set_proxy(socks.SOCKS5, host, port)")
-        if password is not None:
-            raise ValueError("GSS-API takes no password: use a ticket cache or keytab=")
-        _chosen_proxies[self] = Proxy(addr, port or 1080, principal=username, remote_dns=rdns, **options)
+        # The URL's rules say whose name that is.
+        named: dict[str, object] = {"principal": username, "password": password}
+        given = {name: value for name, value in named.items() if value is not None}
+        host = f"[{addr}]" if ":" in addr else addr
+        scheme = "socks5h" if rdns else "socks5"
+        _chosen_proxies[self] = Proxy.from_url(f"{scheme}://{host}:{port or 1080}", **{**given, **options})
 
     def get_proxy_sockname(self) -> tuple[str, int] | None:
         """The proxy's own address towards the target, from its reply; None while not connected."""

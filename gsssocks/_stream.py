@@ -138,6 +138,9 @@ class ProtectedStream:
         Raises:
             ProxyError: it failed; the connection is of no use any more.
         """
+        # An earlier one, on another connection, may have left something.
+        self._unsent.clear()
+        self._used_up = 0
         try:
             self._converse(transport, negotiation, deadline, peer)
         except socket.timeout as error:

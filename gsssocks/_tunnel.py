@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from . import _arguments, _descriptor, _originals
 from ._negotiation import ClientNegotiation
-from ._protocol import Address, Command, Request
+from ._protocol import Address, Command, Method, Request
 from ._stream import ProtectedStream
 from ._transport import Deadline, Transport, call_within
-from .exceptions import ProxyConnectionError, proxy_connection_error, proxy_timeout
+from .exceptions import LevelRefusedError, ProxyConnectionError, proxy_connection_error, proxy_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._config import Proxy
+    from ._gss import Initiator
+    from ._protocol import ProtectionLevel
     from ._security import SecurityContext
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "checked_address",
     "detach",
     "establish",
+    "initiator",
     "remember",
     "share_descriptor",
     "tunnel_for",
@@ -59,7 +62,8 @@ class Tunnel:
         destination: the address that goes with it: for CONNECT, what to connect to.
         peername: the address as the application gave it.
         bound: the proxy's own address towards the target, as the reply gave it.
-        context: the security context.
+        method: the authentication method, once the proxy has chosen.
+        context: the security context, once it is established; None where there is none.
         stream: the pump.
     """
 
@@ -77,11 +81,17 @@ class Tunnel:
         self.destination = destination
         self.peername = peername
         self.bound: Address | None = None
+        self.method: Method | None = None
         self.context: SecurityContext | None = None
         self.stream = ProtectedStream()
         self.kernel_name_shown = False
         self._connecting_thread: int | None = threading.get_ident()
         self._settled = threading.Event()
+
+    @property
+    def protection(self) -> str:
+        """What protects the data: a protection level's name, "none" without one."""
+        return self.stream.records.level.name.lower()
 
     def settle(self) -> None:
         """The connection has been made, or could not be."""
@@ -247,30 +257,55 @@ def establish(sock: socket.socket, tunnel: Tunnel) -> None:
             errno.EADDRNOTAVAIL, f"cannot ask a proxy for {tunnel.destination}: {error}"
         ) from error
     _connect_to_a_proxy(sock, tunnel, deadline)
+    _agree_with_proxy(sock, tunnel, request, deadline)
+    _log_connection(tunnel, time.monotonic() - begun)
+
+
+def _agree_with_proxy(sock: socket.socket, tunnel: Tunnel, request: Request, deadline: Deadline) -> None:
+    """The negotiation, at the first of the proxy's levels that it agrees to."""
+    *preferred, last = tunnel.proxy.levels
+    for level in preferred:
+        try:
+            return _negotiate(sock, tunnel, request, level, deadline)
+        except LevelRefusedError as error:
+            # A proxy may also close instead of answering (Dante does): another level takes another connection.
+            _log.debug("%s: %s", tunnel.proxy, error)
+            _renew(sock, tunnel, sock.family)
+            _connect_to_proxy(sock, tunnel, deadline)
+    _negotiate(sock, tunnel, request, last, deadline)
+
+
+def _negotiate(
+    sock: socket.socket, tunnel: Tunnel, request: Request, level: ProtectionLevel, deadline: Deadline
+) -> None:
     proxy = tunnel.proxy
-    tunnel.context = _initiator(proxy, tunnel.command)
+    context = initiator(proxy, sequence=tunnel.command != Command.UDP_ASSOCIATE)
     negotiation = ClientNegotiation(
-        tunnel.context,
+        context,
         request,
         proxy=str(proxy),
-        level=proxy.level,
+        level=level,
+        least=proxy.least_level,
+        confidential=proxy.confidential,
+        methods=proxy.offered,
+        user=proxy.user,
         pipelined=proxy.pipelined,
         nec=proxy.nec,
     )
     tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
-    tunnel.bound = negotiation.bound
-    _log_connection(tunnel, tunnel.context, time.monotonic() - begun)
+    tunnel.method, tunnel.bound = negotiation.method, negotiation.bound
+    tunnel.context = context if negotiation.method == Method.GSSAPI else None
 
 
-def _log_connection(tunnel: Tunnel, context: SecurityContext, seconds: float) -> None:
+def _log_connection(tunnel: Tunnel, seconds: float) -> None:
     if not _log.isEnabledFor(logging.INFO):
         return
     _log.info(
         "connected to %s through %s as %s: %s, %.0f ms",
         tunnel.destination,
         tunnel.proxy,
-        context.initiator_name,
-        tunnel.stream.records.level.name.lower(),
+        tunnel.context.initiator_name if tunnel.context else tunnel.proxy.username or "nobody",
+        tunnel.protection,
         seconds * 1000,
     )
 
@@ -310,18 +345,25 @@ def _connect_deadline(timeout: float | None, limit: float | None) -> Deadline:
     return Deadline(timeout if limit is None else min(timeout, limit))
 
 
-def _initiator(proxy: Proxy, command: Command) -> SecurityContext:
+def initiator(proxy: Proxy, *, target: str | None = None, sequence: bool = True) -> Initiator:
+    """The client's end of a new security context with a proxy, on that proxy's terms.
+
+    Args:
+        target: whom to ask for, instead of the proxy's own name.
+        sequence: whether messages must arrive in order: False for UDP.
+    """
     # Imported here: gssapi takes time and memory that a program without a tunnel does not owe us.
     from ._gss import Initiator
 
     return Initiator(
-        proxy.gss_target,
+        target or proxy.gss_target,
         mechanism=proxy.mechanism,
         delegation=proxy.delegation,
-        sequence=command != Command.UDP_ASSOCIATE,
+        sequence=sequence,
         principal=proxy.principal,
         ccache=proxy.ccache,
         keytab=proxy.keytab,
+        password=proxy.password if proxy.username is None else None,
     )
 
 

@@ -14,6 +14,7 @@ import socks
 
 __all__ = [
     "AuthenticationError",
+    "LevelRefusedError",
     "ProtectionError",
     "ProtocolError",
     "ProxyConnectionError",
@@ -82,6 +83,10 @@ class ProxyResetError(ProxyConnectionError, ConnectionResetError):
 
 class ProxyTimeoutError(ProxyConnectionError, socket.timeout):
     pass
+
+
+class LevelRefusedError(ProtectionError):
+    """The protection level asked for cannot be had. Another one may, if the proxy is asked anew."""
 
 
 class ForbiddenError(ProxyError, PermissionError):

@@ -50,7 +50,11 @@ NEIGHBOURS = {
 }
 
 # Third-party packages whose rooms are fixed; any other has at most one.
-ROOMS = {"gssapi": {"_gss"}, "wrapt": {"_patch"}, "socks": {"exceptions", "adapters.pysocks"}}
+ROOMS = {
+    "gssapi": {"_gss._context", "_gss._credential", "_gss._errors"},
+    "wrapt": {"_patch"},
+    "socks": {"exceptions", "adapters.pysocks"},
+}
 # No package, but the type checker's own module.
 TYPING_ONLY = {"_typeshed"}
 
@@ -133,7 +137,7 @@ IMPORTS = all_imports()
 
 def allowed(importer: str, imported: str) -> bool:
     upper, lower = room(importer), room(imported)
-    if upper == lower in ("_protocol", "_config", "_negotiation", "server") or (upper, lower) in NEIGHBOURS:
+    if upper == lower in ("_protocol", "_config", "_gss", "_negotiation", "server") or (upper, lower) in NEIGHBOURS:
         return True
     return lower in FLOORS and FLOORS[upper] > FLOORS[lower]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gsssocks import Bypass, Proxy
 from gsssocks._config import PROTECTION_LEVELS, UNPROXIED_BY_DEFAULT, Rules, Settings
-from gsssocks._protocol import ProtectionLevel
+from gsssocks._protocol import Method, ProtectionLevel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ class TestProxy:
     def test_defaults_are_the_safe_ones(self) -> None:
         proxy = Proxy("proxy.example")
         assert (proxy.port, proxy.service, proxy.timeout) == (1080, "socks", 30.0)
-        assert proxy.level == ProtectionLevel.CONFIDENTIALITY
+        assert proxy.levels[0] == ProtectionLevel.CONFIDENTIALITY
         assert proxy.delegation == "policy"
         assert proxy.remote_dns
         assert not proxy.nec
@@ -62,7 +62,7 @@ class TestProxy:
         ("protection", "level"), [("none", 0), ("integrity", 1), ("confidentiality", 2), ("selective", 3)]
     )
     def test_protection_has_the_rfcs_number(self, protection: str, level: int) -> None:
-        assert Proxy("proxy.example", protection=protection).level == level
+        assert Proxy("proxy.example", protection=protection).levels[0] == level
 
     @pytest.mark.parametrize(
         ("proxy", "target"),
@@ -77,12 +77,57 @@ class TestProxy:
         """RFC 1961, section 3.1: the host in lower case; a whole name is never touched."""
         assert proxy.gss_target == target
 
+    @pytest.mark.parametrize(
+        ("protection", "levels", "least"),
+        [
+            ("confidentiality", (2,), 2),
+            ("confidentiality, integrity", (2, 1), 1),
+            ("confidentiality,selective", (2, 3), 3),
+            ("selective,integrity,none", (3, 1, 0), 0),
+        ],
+    )
+    def test_levels_are_asked_for_in_order_and_the_weakest_is_the_least(
+        self, protection: str, levels: tuple[int, ...], least: int
+    ) -> None:
+        proxy = Proxy("proxy.example", protection=protection)
+        assert proxy.levels == levels
+        assert proxy.least_level == least
+
+    def test_lists_have_one_spelling(self) -> None:
+        assert Proxy("h", protection="confidentiality , integrity") == Proxy(
+            "h", protection="confidentiality,integrity"
+        )
+
+    def test_gssapi_is_the_only_method_unless_it_is_said(self) -> None:
+        assert Proxy("proxy.example").offered == (Method.GSSAPI,)
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"methods": "userpass"}, "takes username= and password="),
+            ({"methods": "gssapi,userpass", "username": "alice"}, "takes username= and password="),
+            ({"username": "alice", "password": "x"}, "say so by methods='userpass'"),
+            ({"password": "x"}, "nobody it is of"),
+            ({"methods": "userpass", "username": "a" * 256, "password": "x"}, "1 to 255 octets"),
+            ({"confidential": bool}, "protection='selective'"),
+        ],
+    )
+    def test_options_that_do_not_fit_each_other(self, options: dict[str, Any], says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            Proxy("proxy.example", **options)
+
+    def test_rule_that_demands_integrity_leaves_a_selective_proxy_selective(self) -> None:
+        demanded = Proxy("proxy.example", protection="selective").demanding("integrity")
+        assert demanded.levels == (ProtectionLevel.SELECTIVE,)
+        assert demanded.confidential is not None
+        assert not demanded.confidential(b"data")
+
     def test_cannot_be_changed(self) -> None:
         with pytest.raises(FrozenInstanceError):
             PROXY.host = "other"  # type: ignore[misc]
 
     def test_copy_with_a_change_is_checked(self) -> None:
-        assert replace(PROXY, protection="integrity").level == 1
+        assert replace(PROXY, protection="integrity").levels[0] == 1
         with pytest.raises(ValueError, match="'full'"):
             replace(PROXY, protection="full")
 
@@ -113,7 +158,11 @@ class TestProxy:
             ("target_name", ""),
             ("protection", "full"),
             ("protection", "Confidentiality"),
-            ("protection", 2),
+            ("protection", "integrity,full"),
+            ("protection", "integrity,"),
+            ("protection", "integrity,integrity"),
+            ("methods", "kerberos"),
+            ("methods", ""),
             ("delegation", "sometimes"),
             ("mechanism", "kerberos"),
             ("mechanism", ""),
@@ -130,7 +179,7 @@ class TestProxy:
     def test_wrong_value_is_quoted(self, option: str, value: Any) -> None:
         with pytest.raises(ValueError, match=option) as caught:
             Proxy(**{"host": "proxy.example", option: value})
-        assert repr(value) in str(caught.value)
+        assert repr(value.rpartition(",")[2] if isinstance(value, str) else value) in str(caught.value)
 
     @pytest.mark.parametrize(
         ("option", "value"),
@@ -140,6 +189,9 @@ class TestProxy:
             ("port", "1080"),
             ("port", True),
             ("service", None),
+            ("protection", 2),
+            ("protection", ("confidentiality", "integrity")),
+            ("methods", None),
             ("ccache", 1),
             ("keytab", ["file"]),
             ("nec", 1),
@@ -241,7 +293,7 @@ class TestURL:
         with pytest.raises(TypeError, match="a proxy URL is a string"):
             Proxy.from_url(url)
 
-    @pytest.mark.parametrize("mistake", ["", ":port", "?protection=full", "/path"])
+    @pytest.mark.parametrize("mistake", [":port", "?protection=full", "/path"])
     @pytest.mark.parametrize(
         "password", ["s3cret", "s3cret@s3cret", "s3cret:s3cret", "s3cret/s3cret", "s3cret?x=s3cret", "#s3cret"]
     )
@@ -251,9 +303,28 @@ class TestURL:
         shown = traceback.format_exception(type(caught.value), caught.value, None)
         assert "s3cret" not in "".join(shown)
 
-    def test_password_says_what_to_use_instead(self) -> None:
-        with pytest.raises(ValueError, match="GSS-API takes no password; use a ticket cache or keytab="):
-            Proxy.from_url("socks5h://alice:s3cret@proxy")
+    def test_password_in_the_query_is_not_shown_either(self) -> None:
+        with pytest.raises(ValueError, match="bad proxy URL") as caught:
+            Proxy.from_url("socks5h://proxy?protection=full&password=s3cret#x")
+        assert "s3cret" not in str(caught.value)
+
+    def test_password_belongs_to_the_principal(self) -> None:
+        proxy = Proxy.from_url("socks5h://alice:s3cr%40t@proxy")
+        assert (proxy.principal, proxy.password, proxy.username) == ("alice", "s3cr@t", None)
+        assert proxy.offered == (Method.GSSAPI,)
+
+    def test_password_belongs_to_the_user_where_the_only_method_knows_one(self) -> None:
+        proxy = Proxy.from_url("socks5h://alice:s3cret@proxy?methods=userpass")
+        assert (proxy.principal, proxy.username, proxy.password) == (None, "alice", "s3cret")
+
+    def test_user_beside_a_principal(self) -> None:
+        proxy = Proxy.from_url("socks5h://alice@proxy?methods=gssapi,userpass", username="bob", password="s3cret")
+        assert (proxy.principal, proxy.username, proxy.password) == ("alice", "bob", "s3cret")
+        assert proxy.offered == (Method.GSSAPI, Method.USERPASS)
+
+    def test_password_is_in_neither_form_of_a_proxy(self) -> None:
+        proxy = Proxy.from_url("socks5h://alice:s3cret@proxy")
+        assert "s3cret" not in f"{proxy} {proxy!r} {proxy.url}"
 
 
 class TestEnvironment:
@@ -282,6 +353,9 @@ class TestEnvironment:
             "ccache": "FILE:/tmp/cc",
             "keytab": "/tmp/kt",
             "principal": "alice",
+            "username": "bob",
+            "password": "s3cret",
+            "methods": "gssapi,userpass",
             "nec": "yes",
             "timeout": "5",
             "pipelined": "no",
@@ -289,7 +363,7 @@ class TestEnvironment:
         environ = {f"GSSSOCKS_{name.upper()}": text for name, text in said.items()}
         proxy = Proxy.from_environ({"GSSSOCKS_PROXY": URL, **environ})
         assert proxy == Proxy(**{**vars(PROXY), **said, "nec": True, "timeout": 5.0, "pipelined": False})
-        assert set(said) | {"host", "port", "remote_dns"} == {option.name for option in fields(Proxy)}
+        assert set(said) | {"host", "port", "remote_dns", "confidential"} == {option.name for option in fields(Proxy)}
 
     def test_url_is_stronger_than_a_variable(self) -> None:
         environ = {"GSSSOCKS_PROXY": f"{URL}?protection=integrity", "GSSSOCKS_PROTECTION": "confidentiality"}
@@ -317,7 +391,7 @@ class TestEnvironment:
 
     def test_password_is_not_shown(self) -> None:
         with pytest.raises(ValueError, match="GSSSOCKS_PROXY") as caught:
-            Proxy.from_environ({"GSSSOCKS_PROXY": "socks5h://alice:s3cret@proxy"})
+            Proxy.from_environ({"GSSSOCKS_PROXY": "socks5h://alice:s3cret@proxy:x"})
         assert "s3cret" not in str(caught.value)
 
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Callable
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
-from gsssocks._protocol import ProtectionLevel
+from gsssocks._protocol import Method, Octets, ProtectionLevel, UserPassword
 from gsssocks._security import MECHANISMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["PROTECTION_LEVELS", "SCHEMES", "URL_OPTIONS", "Proxy", "parsed_option"]
+__all__ = ["METHODS", "PROTECTION_LEVELS", "SCHEMES", "URL_OPTIONS", "Proxy", "parsed_option"]
 
 PROTECTION_LEVELS: Mapping[str, ProtectionLevel] = {level.name.lower(): level for level in ProtectionLevel}
+METHODS: Mapping[str, Method] = {"gssapi": Method.GSSAPI, "userpass": Method.USERPASS, "none": Method.NONE}
 DELEGATIONS = ("policy", "always", "never")
 SCHEMES = ("socks5h", "socks5")
-_CHOICES: Mapping[str, Iterable[str]] = {"protection": PROTECTION_LEVELS, "delegation": DELEGATIONS}
+_CHOICES: Mapping[str, Iterable[str]] = {"delegation": DELEGATIONS}
+_LISTS: Mapping[str, Iterable[str]] = {"protection": PROTECTION_LEVELS, "methods": METHODS}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -35,12 +37,20 @@ class Proxy:
         target_name: the proxy's whole name, `service@name` or a principal `service/name@REALM`, where it does not
             follow from `service` and `host`: behind an alias or a balancer.
         protection: "confidentiality", "integrity" or "selective" (RFC 1961, section 4.1); a minimum, never gone
-            below. "none" (not in the RFC) leaves everything after the authentication bare.
-        mechanism: "krb5", "spnego", "ntlmssp" or an OID; None is the GSS-API library's default.
+            below. "none" (not in the RFC) leaves everything after the authentication bare. Several, separated by
+            commas, are asked for in order: the next one by a new connection, where the proxy refuses the one before.
+        confidential: at "selective", told the octets of each message, says whether to encrypt it; without it all are.
+            The proxy chooses for what it sends. Called while the message is being sent: it must not wait.
+        mechanism: "krb5", "spnego", "ntlmssp" or an OID; None is the GSS-API library's default, Kerberos where a
+            credential is named.
         delegation: "policy": delegate the ticket only if the KDC marks the proxy as fit for it; "always"; "never".
         ccache: credential cache to use, such as "FILE:/tmp/krb5cc_0"; None is the default one.
         keytab: client keytab to get tickets with when the cache has none.
         principal: whose credential to use; None is the cache's default.
+        username, password: for the method "userpass" (RFC 1929), which sends them bare. Without a user name, the
+            password is the principal's, to get a ticket with: nobody but the KDC is asked by it.
+        methods: the authentication methods to offer (RFC 1928, section 3), separated by commas: "gssapi", "userpass",
+            "none". With the latter two, nothing protects the data on the way to the proxy.
         nec: send the protection level unwrapped, as the NEC reference implementation does.
         timeout: seconds for everything up to the proxy's reply, whatever the socket's own timeout; None for no limit.
         pipelined: send ahead what depends on no answer (two round trips instead of four); False for proxies that
@@ -61,6 +71,10 @@ class Proxy:
     ccache: str | None = field(default=None, metadata={"url": True})
     keytab: str | None = field(default=None, metadata={"url": True})
     principal: str | None = field(default=None, metadata={"url": True})
+    username: str | None = field(default=None, metadata={"url": True})
+    password: str | None = field(default=None, repr=False, metadata={"url": True})
+    methods: str = field(default="gssapi", metadata={"url": True})
+    confidential: Callable[[Octets], bool] | None = None
     nec: bool = field(default=False, metadata={"url": True})
     timeout: float | None = field(default=30.0, metadata={"url": True})
     pipelined: bool = field(default=True, metadata={"url": True})
@@ -76,14 +90,33 @@ class Proxy:
         for name in ("target_name", "mechanism", "ccache", "keytab", "principal"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
+        for name, choices in _LISTS.items():
+            # In one spelling, so that equal proxies are equal. The class is frozen for everybody else.
+            object.__setattr__(self, name, ",".join(_chosen(name, getattr(self, name), choices)))
         _check_host(self.host)
         _check_mechanism(self.mechanism)
-        _check_choice("protection", self.protection, PROTECTION_LEVELS)
         _check_choice("delegation", self.delegation, DELEGATIONS)
         for name in ("nec", "pipelined", "remote_dns"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"proxy {name} must be True or False, not {getattr(self, name)!r}")
         self._check_timeout()
+        self._check_user()
+        if self.confidential is not None and "selective" not in self.protection.split(","):
+            raise ValueError("proxy confidential= chooses message by message, which takes protection='selective'")
+
+    def _check_user(self) -> None:
+        by_password = "userpass" in self.methods.split(",")
+        if by_password and (self.username is None or self.password is None):
+            raise ValueError("the method 'userpass' takes username= and password=")
+        if self.username is not None and not by_password:
+            raise ValueError(
+                "proxy username= is for the method 'userpass', which sends it bare: say so by methods='userpass'; "
+                "Kerberos has principal="
+            )
+        if self.password is not None and self.username is None and self.principal is None:
+            raise ValueError("proxy password= has nobody it is of: give principal= (or username= and methods=)")
+        if self.user is not None:
+            self.user.encode()
 
     def _check_timeout(self) -> None:
         if self.timeout is None:
@@ -97,9 +130,35 @@ class Proxy:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
-    def level(self) -> ProtectionLevel:
-        """`protection` as RFC 1961 numbers it."""
-        return PROTECTION_LEVELS[self.protection]
+    def levels(self) -> tuple[ProtectionLevel, ...]:
+        """`protection` as RFC 1961 numbers it: the levels to ask for, in this order."""
+        return tuple(PROTECTION_LEVELS[name] for name in self.protection.split(","))
+
+    @property
+    def least_level(self) -> ProtectionLevel:
+        """The weakest of them: what the connection has at least."""
+        return next(level for level in self.levels if all(other.satisfies(level) for other in self.levels))
+
+    @property
+    def offered(self) -> tuple[Method, ...]:
+        """`methods` as RFC 1928 numbers them."""
+        return tuple(METHODS[name] for name in self.methods.split(","))
+
+    @property
+    def user(self) -> UserPassword | None:
+        """What the method "userpass" sends (RFC 1929); None where it is not offered."""
+        if self.username is None or self.password is None:
+            return None
+        return UserPassword(self.username.encode(), self.password.encode())
+
+    def demanding(self, protection: str) -> Proxy:
+        """This proxy where a rule demands `protection`, a level's name, of one destination."""
+        if protection == "integrity" and self.levels == (ProtectionLevel.SELECTIVE,):
+            # The level stays: to choose message by message is what it is for.
+            return replace(self, confidential=_never)
+        return replace(
+            self, protection=protection, confidential=self.confidential if protection == "selective" else None
+        )
 
     @property
     def gss_target(self) -> str:
@@ -109,13 +168,13 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The URL that `from_url` turns into this proxy again."""
+        """The URL that `from_url` turns into this proxy again, but for the password and `confidential`."""
         user = f"{quote(self.principal, safe='')}@" if self.principal else ""
         changed = {
             option.name: getattr(self, option.name)
             for option in fields(self)
             if option.name in URL_OPTIONS
-            and option.name != "principal"
+            and option.name not in ("principal", "password")
             and getattr(self, option.name) != option.default
         }
         query = f"?{urlencode(changed)}" if changed else ""
@@ -123,11 +182,12 @@ class Proxy:
 
     @classmethod
     def from_url(cls, url: str, *, defaults: Mapping[str, object] | None = None, **options: object) -> Proxy:
-        """A proxy from `socks5h://[principal@]host[:port][?option=value&…]`.
+        """A proxy from `socks5h://[principal[:password]@]host[:port][?option=value&…]`.
 
         Args:
             url: scheme socks5h (the proxy resolves names) or socks5 (they are resolved here); the options are the
-                arguments of the class by name.
+                arguments of the class by name. Before the "@" stands the user name instead, if `methods` in the URL or
+                in `options` has userpass and not gssapi.
             defaults: arguments of the class for what the URL does not say.
             options: arguments of the class that take precedence over the URL.
 
@@ -147,6 +207,7 @@ class Proxy:
             ) from None
         try:
             arguments = {**(defaults or {}), **_url_arguments(parts, port), **options}
+            _give_user_its_name(arguments)
             return cls(**arguments)  # type: ignore[arg-type]  # __post_init__ checks what came as text
         except (TypeError, ValueError) as error:
             raise type(error)(f"bad proxy URL {shown!r}: {error}") from error
@@ -181,6 +242,7 @@ class Proxy:
 
 def without_password(url: str) -> str:
     """The URL as it may be shown. It may be malformed in any way: what could be a password is left out."""
+    url = _PASSWORD_OPTION.sub(r"\1***", url)
     scheme, slashes, rest = url.partition("//")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     port = authority.rpartition(":")[2]
@@ -224,13 +286,13 @@ def _url_arguments(parts: SplitResult, port: int | None) -> dict[str, object]:
         raise ValueError("it names no host")
     if parts.path not in ("", "/") or parts.fragment:
         raise ValueError("nothing may follow host and port but ?options")
-    if parts.password is not None:
-        raise ValueError("GSS-API takes no password; use a ticket cache or keytab=")
     arguments: dict[str, object] = {"host": parts.hostname, "remote_dns": parts.scheme == "socks5h"}
     if port is not None:
         arguments["port"] = port
     if parts.username:
         arguments["principal"] = unquote(parts.username)
+    if parts.password:
+        arguments["password"] = unquote(parts.password)
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in URL_OPTIONS:
             raise ValueError(f"unknown option {name!r}; the options are {', '.join(URL_OPTIONS)}")
@@ -238,6 +300,17 @@ def _url_arguments(parts: SplitResult, port: int | None) -> dict[str, object]:
             raise ValueError(f"option {name!r} is given twice")
         arguments[name] = parsed_option(name, text, "in the query")
     return arguments
+
+
+def _give_user_its_name(arguments: dict[str, object]) -> None:
+    """What stands before the "@" of a URL is the user of the only method that knows one."""
+    methods = str(arguments.get("methods", "")).split(",")
+    if "userpass" in methods and "gssapi" not in methods and "principal" in arguments:
+        arguments.setdefault("username", arguments.pop("principal"))
+
+
+def _never(_octets: Octets) -> bool:
+    return False
 
 
 def _check_text(name: str, value: object) -> None:
@@ -272,6 +345,18 @@ def _check_mechanism(mechanism: str | None) -> None:
     raise ValueError(f"proxy mechanism must be one of {', '.join(MECHANISMS)}, or a dotted OID, not {mechanism!r}")
 
 
+def _chosen(name: str, text: object, choices: Iterable[str]) -> list[str]:
+    """The entries of a comma-separated list."""
+    if not isinstance(text, str):
+        raise TypeError(f"proxy {name} must be a string, not {text!r}")
+    chosen = [entry.strip() for entry in text.split(",")]
+    for entry in chosen:
+        _check_choice(name, entry, choices)
+        if chosen.count(entry) > 1:
+            raise ValueError(f"proxy {name} names {entry!r} twice")
+    return chosen
+
+
 def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"proxy {name} must be one of {', '.join(choices)}, not {value!r}")
@@ -283,9 +368,12 @@ def parsed_option(name: str, text: str, source: str) -> object:
     Raises:
         ValueError: it cannot be that option's; the message quotes it and names `source`.
     """
-    if name in _CHOICES:
+    if name in _CHOICES or name in _LISTS:
         try:
-            _check_choice(name, text, _CHOICES[name])
+            if name in _LISTS:
+                _chosen(name, text, _LISTS[name])
+            else:
+                _check_choice(name, text, _CHOICES[name])
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
     if name in ("nec", "pipelined", "remote_dns"):
@@ -304,4 +392,5 @@ def parsed_option(name: str, text: str, source: str) -> object:
 
 URL_OPTIONS: tuple[str, ...] = tuple(option.name for option in fields(Proxy) if option.metadata.get("url"))
 """The options that may be given as text: in a URL, a variable or a file."""
+_PASSWORD_OPTION = re.compile(r"([?&;]password=)[^&;#]*", re.IGNORECASE)
 _OID = re.compile(r"\d+(\.\d+)+")

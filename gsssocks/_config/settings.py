@@ -205,11 +205,15 @@ def _with_subdomains(no_proxy: str) -> str:
 _NAME, _ADDRESS = re.compile(r"[^.*:/\[][^*:/\[]*(:\d+)?"), re.compile(r"[\d.]+(:\d+)?")
 
 
+# An option in a URL may hold a comma, too.
+_BETWEEN_URLS = re.compile(r",(?=\s*(?:$|[^,?]*://))")
+
+
 def _listed(proxy: str | Proxy | Iterable[str | Proxy]) -> list[str | Proxy]:
     if isinstance(proxy, Proxy):
         return [proxy]
     if isinstance(proxy, str):
-        return [url.strip() for url in proxy.split(",") if url.strip()] or [proxy]
+        return [url.strip() for url in _BETWEEN_URLS.split(proxy) if url.strip()] or [proxy]
     try:
         listed = list(proxy)
     except TypeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from gsssocks._protocol import (
     Address,
@@ -12,22 +12,40 @@ from gsssocks._protocol import (
     MessageType,
     Method,
     MethodSelection,
+    Octets,
     ProtectionLevel,
     Reply,
     Request,
     TokenMessage,
+    UserPassword,
+    UserPasswordStatus,
 )
 from gsssocks._record import BareRecords, ProtectedRecords
-from gsssocks.exceptions import AuthenticationError, ProtectionError, ProtocolError, reply_error, truncated
+from gsssocks.exceptions import (
+    AuthenticationError,
+    LevelRefusedError,
+    ProtectionError,
+    ProtocolError,
+    reply_error,
+    truncated,
+)
 
 from ._conversation import MAX_CONTEXT_TOKENS, Listening, Negotiation
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from gsssocks._record import Records
     from gsssocks._security import SecurityContext
     from gsssocks.exceptions import ProxyError
 
 __all__ = ["ClientNegotiation"]
+
+_METHOD_NAMES: Mapping[int, str] = {
+    Method.GSSAPI: "GSS-API",
+    Method.USERPASS: "user name and password",
+    Method.NONE: "no authentication",
+}
 
 
 class ClientNegotiation(Negotiation):
@@ -37,14 +55,20 @@ class ClientNegotiation(Negotiation):
         context: the initiator's end of a new security context.
         request: what to ask of the proxy.
         proxy: the proxy as the user named it, for messages.
-        level: the level to ask for, and the least to accept.
+        level: the level to ask for.
+        least: the least level to accept, where the proxy answers with another; None is `level`.
+        confidential: for level 3, says of each outgoing message whether to encrypt it; None encrypts all.
+        methods: the authentication methods to offer; where it is not GSS-API's that the proxy chooses, nothing protects
+            the data.
+        user: what to say by the method USERPASS.
         pipelined: send ahead whatever does not depend on an answer; False for proxies that cannot take it.
         nec: send the protection level bare, as the NEC reference implementation does.
 
     Attributes:
         records: the record layer to go on with, once complete.
         bound: the address in the reply, once complete.
-        agreed: the protection level, once the proxy has answered.
+        method: the proxy's choice among `methods`, once it has been made.
+        agreed: the protection level, once the proxy has answered; without GSS-API, none.
     """
 
     def __init__(
@@ -54,22 +78,31 @@ class ClientNegotiation(Negotiation):
         *,
         proxy: str,
         level: ProtectionLevel = ProtectionLevel.CONFIDENTIALITY,
+        least: ProtectionLevel | None = None,
+        confidential: Callable[[Octets], bool] | None = None,
+        methods: Collection[Method] = (Method.GSSAPI,),
+        user: UserPassword | None = None,
         pipelined: bool = True,
         nec: bool = False,
     ) -> None:
         super().__init__()
         self.bound: Address | None = None
+        self.method: Method | None = None
         self.agreed: ProtectionLevel | None = None
         self._context = context
         self._request = request
         self._proxy = proxy
         self._level = level
+        self._least = level if least is None else least
+        self._confidential = confidential
+        self._methods = methods
+        self._user = user
         self._pipelined = pipelined
         self._nec = nec
 
     @property
     def may_block(self) -> bool:
-        return not self._context.complete
+        return self.method in (None, Method.GSSAPI) and not self._context.complete
 
     def ended(self) -> ProxyError:
         if self._received:
@@ -79,34 +112,66 @@ class ClientNegotiation(Negotiation):
         return self._ending
 
     def _converse(self) -> Listening[None]:
-        yield from self._agree_on_method()
-        yield from self._establish_context()
-        self._check_granted(self._level)
-        yield from self._agree_on_level_and_request()
+        self.method = yield from self._agree_on_method()
+        if self.method == Method.GSSAPI:
+            yield from self._establish_context()
+            self._check_granted(self._level)
+            yield from self._agree_on_level_and_request()
+            return
+        if self.method == Method.USERPASS:
+            yield from self._tell_user()
+        self.records = BareRecords()
+        self._to_send += self._request.encode()
+        yield from self._await_reply(self.records)
 
-    def _agree_on_method(self) -> Listening[None]:
-        self.phase = "acquiring a ticket for the proxy"
+    def _agree_on_method(self) -> Listening[Method]:
         self._ending = ProtocolError(
             errno.ECONNRESET, f"the proxy {self._proxy} closed the connection at once: is it a SOCKS 5 proxy?"
         )
-        token = self._context.step(None)
-        self._to_send += Greeting(bytes([Method.GSSAPI])).encode()
-        if self._pipelined:
+        # Only a token for a method that is the proxy's one choice can be sent ahead of that.
+        certain = set(self._methods) == {Method.GSSAPI}
+        token = self._first_token() if certain else None
+        self._to_send += Greeting(bytes(self._methods)).encode()
+        if certain and self._pipelined:
             self._send_context_token(token)
         self.phase = "waiting for the proxy to choose an authentication method"
         selection = yield from self._listen(MethodSelection)
-        if selection.method == Method.NO_ACCEPTABLE:
+        method = self._offered(selection.method)
+        if method == Method.GSSAPI and not (certain and self._pipelined):
+            self._send_context_token(token if certain else self._first_token())
+        return method
+
+    def _first_token(self) -> bytes | None:
+        self.phase = "acquiring a ticket for the proxy"
+        return self._context.step(None)
+
+    def _offered(self, method: int) -> Method:
+        offered = " or ".join(_METHOD_NAMES[name] for name in self._methods)
+        if method == Method.NO_ACCEPTABLE:
             raise AuthenticationError(
                 errno.EACCES,
-                f"the proxy {self._proxy} does not offer GSS-API to this client: its rules must allow it",
+                f"the proxy {self._proxy} does not offer {offered} to this client: its rules must allow it",
             )
-        if selection.method != Method.GSSAPI:
+        if method not in self._methods:
             raise ProtocolError(
-                errno.EPROTO,
-                f"the proxy {self._proxy} chose method {selection.method:#04x}, but only GSS-API was offered",
+                errno.EPROTO, f"the proxy {self._proxy} chose method {method:#04x}, but only {offered} was offered"
             )
-        if not self._pipelined:
-            self._send_context_token(token)
+        return Method(method)
+
+    def _tell_user(self) -> Listening[None]:
+        assert self._user is not None  # or the method would not have been offered
+        self._to_send += self._user.encode()
+        self.phase = "waiting for the proxy to check the password"
+        # RFC 1929, section 2: after a failure the server closes; some say nothing before.
+        refusal = AuthenticationError(
+            errno.EACCES,
+            f"the proxy {self._proxy} refused the user {self._user.username.decode()!r} or the password: check "
+            "username= and password=",
+        )
+        self._ending = refusal
+        answer = yield from self._listen(UserPasswordStatus)
+        if answer.status:
+            raise refusal
 
     def _send_context_token(self, token: bytes | None) -> None:
         if token:
@@ -146,7 +211,9 @@ class ClientNegotiation(Negotiation):
         }
         lacking = [service for service, there in needed.items() if not there]
         if lacking:
-            raise ProtectionError(
+            # Without confidentiality alone, a lower level may still be had.
+            error = LevelRefusedError if lacking == ["confidentiality"] else ProtectionError
+            raise error(
                 errno.EPROTO,
                 f"the security context with the proxy {self._proxy} lacks {' and '.join(lacking)}; nothing was sent",
             )
@@ -165,7 +232,11 @@ class ClientNegotiation(Negotiation):
         yield from self._await_reply(self.records)
 
     def _records(self, level: ProtectionLevel) -> Records:
-        return BareRecords() if level == ProtectionLevel.NONE else ProtectedRecords(self._context, level)
+        return (
+            BareRecords()
+            if level == ProtectionLevel.NONE
+            else ProtectedRecords(self._context, level, self._confidential)
+        )
 
     def _send_level(self) -> None:
         octet = bytes([self._level])
@@ -175,7 +246,7 @@ class ClientNegotiation(Negotiation):
     def _level_answer(self) -> Listening[ProtectionLevel]:
         self.phase = "waiting for the proxy to agree on the protection level"
         wanted = self._level.name.lower()
-        self._ending = ProtectionError(
+        self._ending = LevelRefusedError(
             errno.ECONNRESET,
             f"the proxy {self._proxy} closed the connection instead of agreeing on the protection level {wanted!r}: "
             "its rules may not allow it; try another protection=",
@@ -186,7 +257,7 @@ class ClientNegotiation(Negotiation):
             # this.
             message = yield from self._listen(TokenMessage)
         if message.mtyp == MessageType.REFUSAL:
-            raise ProtectionError(
+            raise LevelRefusedError(
                 errno.EACCES,
                 f"the proxy {self._proxy} refused the protection level {wanted!r}; try another protection=",
             )
@@ -217,11 +288,11 @@ class ClientNegotiation(Negotiation):
                 f"the proxy {self._proxy} answered with a level that RFC 1961 does not define: {octets[:8].hex()}",
             )
         level = ProtectionLevel(octets[0])
-        if not level.satisfies(self._level):
+        if not level.satisfies(self._least):
             raise ProtectionError(
                 errno.EACCES,
                 f"the proxy {self._proxy} grants only the protection level {level.name.lower()!r}, less than the "
-                f"{self._level.name.lower()!r} demanded; the connection is closed",
+                f"{self._least.name.lower()!r} demanded; the connection is closed",
             )
         return level
 

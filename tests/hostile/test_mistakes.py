@@ -90,12 +90,12 @@ def test_no_proxy_anywhere() -> None:
         sock.connect(TARGET)
 
 
-def test_password_is_refused_and_not_shown() -> None:
-    with pytest.raises(ValueError, match="GSS-API takes no password; use a ticket cache or keytab=") as caught:
-        gsssocks.install("socks5h://alice:s3cret@proxy")
+def test_password_without_anybody_it_is_of_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="nobody it is of") as caught:
+        gsssocks.install("socks5h://:s3cret@proxy")
     assert "s3cret" not in str(caught.value)
-    with GSSSocket() as sock, pytest.raises(ValueError, match="GSS-API takes no password") as caught:
-        sock.set_proxy(2, "proxy", 1080, username="alice", password="s3cret")
+    with GSSSocket() as sock, pytest.raises(ValueError, match="nobody it is of") as caught:
+        sock.set_proxy(2, "proxy", 1080, password="s3cret")
     assert "s3cret" not in str(caught.value)
 
 

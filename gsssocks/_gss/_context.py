@@ -1,4 +1,4 @@
-"""Security contexts over python-gssapi: the only room that knows it.
+"""Both ends of a security context.
 
 The low-level `gssapi.raw` calls are used throughout. The high-level `SecurityContext` keeps an error of `step` for
 the *next* call by default, adds flags of its own (out-of-sequence detection, wrong for UDP), and costs twice the time
@@ -8,21 +8,21 @@ for a small message.
 from __future__ import annotations
 
 import errno
-import os
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from gssapi import raw
 
-from ._security import MECHANISMS, Granted, Unwrapped
-from .exceptions import AuthenticationError, ProtectionError
+from gsssocks._security import MECHANISMS, Granted, Unwrapped
+from gsssocks.exceptions import AuthenticationError, ProtectionError
+
+from ._credential import Source, acquire, imported_name, shown, shown_cache
+from ._errors import EKEYREJECTED, authentication_error, statuses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import gssapi
     from gssapi.raw.named_tuples import InquireContextResult
 
-__all__ = ["Acceptor", "Credential", "Initiator", "credential", "ticket_flags"]
+__all__ = ["Acceptor", "Initiator", "ticket_flags"]
 
 _Flag = raw.RequirementFlag
 
@@ -33,92 +33,6 @@ _DELEGATION_FLAGS = {
     "always": _Flag.delegate_to_peer,
     "never": 0,
 }
-
-# Linux has errnos for keys; elsewhere the nearest portable one.
-_ENOKEY = getattr(errno, "ENOKEY", errno.EACCES)
-_EKEYEXPIRED = getattr(errno, "EKEYEXPIRED", errno.EACCES)
-_EKEYREJECTED = getattr(errno, "EKEYREJECTED", errno.EACCES)
-
-# Kerberos error codes (com_err, krb5.h), as GSS-API minor codes: the errno, and what to do.
-_WRONG_KEY = (
-    _EKEYREJECTED,
-    "the proxy's key does not fit the ticket: its keytab is older than the KDC's key, or is another service's",
-)
-_NO_CREDENTIALS = (_ENOKEY, "no Kerberos ticket: run kinit, or name a cache or keytab (ccache=, keytab=)")
-_REALM_UNKNOWN = (
-    errno.ENETUNREACH,
-    "the realm is unknown here: check KRB5_CONFIG, or give the whole principal with target_name=",
-)
-_REMEDIES: Mapping[int, tuple[int, str]] = {
-    -1765328378: (_ENOKEY, "the KDC does not know the user: check the principal"),
-    -1765328377: (
-        _EKEYREJECTED,
-        "the KDC does not know that service: check the proxy's host and service=, or give target_name=",
-    ),
-    -1765328352: (_EKEYEXPIRED, "the Kerberos ticket has expired: run kinit again"),
-    -1765328351: (_EKEYREJECTED, "the ticket is not valid yet: check the clocks of this machine and the KDC"),
-    -1765328347: (_EKEYREJECTED, "the clocks of this machine and the KDC or proxy are too far apart: set them"),
-    -1765328353: _WRONG_KEY,
-    -1765328349: _WRONG_KEY,
-    -1765328340: _WRONG_KEY,
-    -1765328339: _WRONG_KEY,
-    -1765328243: _NO_CREDENTIALS,
-    -1765328189: _NO_CREDENTIALS,
-    -1765328230: _REALM_UNKNOWN,
-    -1765328167: _REALM_UNKNOWN,
-    -1765328164: _REALM_UNKNOWN,
-    -1765328228: (errno.ENETUNREACH, "no KDC of the realm answers: check the network and KRB5_CONFIG"),
-}
-
-
-def _signed(code: int) -> int:
-    """A com_err code as the C headers write it; python-gssapi shows the OM_uint32."""
-    return code - (1 << 32) if code >= 1 << 31 else code
-
-
-def _authentication_error(error: raw.GSSError, what: str) -> AuthenticationError:
-    number, remedy = _REMEDIES.get(_signed(error.min_code), (errno.EACCES, ""))
-    if not remedy and isinstance(error, raw.ExpiredCredentialsError):
-        number, remedy = _EKEYEXPIRED, "the credentials have expired: run kinit again"
-    if not remedy and isinstance(error, raw.MissingCredentialsError):
-        number, remedy = _NO_CREDENTIALS
-    explained = f"{remedy}. " if remedy else ""
-    return AuthenticationError(number, f"{what}: {explained}GSS-API says: {_statuses(error)}")
-
-
-def _statuses(error: raw.GSSError) -> str:
-    texts = [*error.get_all_statuses(error.maj_code, True), *error.get_all_statuses(error.min_code, False)]
-    return "; ".join(dict.fromkeys(text for text in texts if text))
-
-
-def _name(name: str, kind: raw.OID) -> raw.Name:
-    return raw.import_name(name.encode(), kind)
-
-
-def _shown(name: raw.Name | None) -> str | None:
-    return None if name is None else raw.display_name(name, False).name.decode("utf-8", "replace")
-
-
-def _mechanism(mechanism: str | None) -> raw.OID | None:
-    return None if mechanism is None else raw.OID.from_int_seq(MECHANISMS.get(mechanism.lower(), mechanism))
-
-
-def _acquire(
-    principal: str | None, ccache: str | None, keytab: str | None, mechanism: raw.OID | None
-) -> raw.Creds | None:
-    """The configured credential, or None: the mechanism's default, looked for anew so that a later kinit counts."""
-    if not (principal or ccache or keytab):
-        return None
-    name = _name(principal, raw.NameType.user) if principal else None
-    mechanisms = [mechanism] if mechanism else None
-    store: dict[bytes | str, bytes | str] = {}
-    if ccache:
-        store[b"ccache"] = ccache.encode()
-    if keytab:
-        store[b"client_keytab"] = keytab.encode()
-    if not store:
-        return raw.acquire_cred(name, mechs=mechanisms, usage="initiate").creds
-    return raw.acquire_cred_from(store, name, mechs=mechanisms, usage="initiate").creds
 
 
 class _Context:
@@ -155,11 +69,11 @@ class _Context:
 
     @property
     def initiator_name(self) -> str | None:
-        return _shown(self._inquire().initiator_name)
+        return shown(self._inquire().initiator_name)
 
     @property
     def target_name(self) -> str | None:
-        return _shown(self._inquire().target_name)
+        return shown(self._inquire().target_name)
 
     @property
     def mechanism(self) -> str:
@@ -179,7 +93,7 @@ class _Context:
         try:
             wrapped = raw.wrap(self._established(), data, confidential, None)
         except raw.GSSError as error:
-            raise ProtectionError(errno.EPROTO, f"cannot protect a message: {_statuses(error)}") from error
+            raise ProtectionError(errno.EPROTO, f"cannot protect a message: {statuses(error)}") from error
         if confidential and not wrapped.encrypted:
             raise ProtectionError(
                 errno.EPROTO, "the mechanism did not encrypt a message although asked to; nothing was sent"
@@ -193,7 +107,7 @@ class _Context:
         except raw.GSSError as error:
             # Supplementary statuses (duplicate, old, gap, out of sequence) come here too: all fatal on a stream.
             raise ProtectionError(
-                errno.EPROTO, f"a message was damaged, repeated, lost or forged on the way: {_statuses(error)}"
+                errno.EPROTO, f"a message was damaged, repeated, lost or forged on the way: {statuses(error)}"
             ) from error
         return Unwrapped(data, confidential)
 
@@ -203,12 +117,14 @@ class Initiator(_Context):
 
     Args:
         target: the proxy's name: `service@host`, or a full principal where it holds a slash or `target_is_principal`.
-        mechanism: a name in `MECHANISMS` or a dotted OID; None is the library's default.
+        mechanism: a name in `MECHANISMS` or a dotted OID; None is the library's default, Kerberos where a credential is
+            named.
         delegation: "policy", "always" or "never".
         sequence: whether messages must arrive in order: True for TCP, False for UDP (section 3.2).
         principal: whose credential to use; None is the default one.
         ccache: credential cache, such as "FILE:/tmp/krb5cc_0"; None is the default.
-        keytab: client keytab from which a ticket is got when there is none.
+        keytab: client keytab to get tickets with; without `ccache`, they are kept in memory.
+        password: of the principal, to get tickets with.
 
     Nothing is looked up or read before the first `step`.
     """
@@ -223,13 +139,12 @@ class Initiator(_Context):
         principal: str | None = None,
         ccache: str | None = None,
         keytab: str | None = None,
+        password: str | None = None,
     ) -> None:
         super().__init__()
         self._target = target
-        self._mechanism = _mechanism(mechanism)
-        self._principal = principal
-        self._ccache = ccache
-        self._keytab = keytab
+        self._source = Source(principal, ccache, keytab, password, mechanism)
+        self._mechanism = self._source.oid
         flags = _Flag.mutual_authentication | _Flag.replay_detection | _Flag.integrity | _Flag.confidentiality
         flags |= _DELEGATION_FLAGS[delegation]
         if sequence:
@@ -242,18 +157,18 @@ class Initiator(_Context):
         try:
             if self._target_handle is None:
                 self._target_handle = self._import_target()
-                self._credential = _acquire(self._principal, self._ccache, self._keytab, self._mechanism)
+                self._credential = acquire(self._source)
             result = raw.init_sec_context(
                 self._target_handle, self._credential, self._context, self._mechanism, self._flags, input_token=token
             )
         except raw.GSSError as error:
             if token is not None:
                 raise AuthenticationError(
-                    _EKEYREJECTED,
+                    EKEYREJECTED,
                     f"the proxy's answer is forged or damaged, or it is not {self._target}: "
-                    f"GSS-API says: {_statuses(error)}",
+                    f"GSS-API says: {statuses(error)}",
                 ) from error
-            raise _authentication_error(error, self._attempt()) from error
+            raise authentication_error(error, self._attempt()) from error
         self._context, self._more_steps = result.context, result.more_steps
         return result.token or None
 
@@ -261,7 +176,9 @@ class Initiator(_Context):
         # RFC 1961, section 3.1: the name is opaque. A slash or a realm behind a second "@" is how a principal differs
         # from a host-based service.
         host_based = "/" not in self._target
-        return _name(self._target, raw.NameType.hostbased_service if host_based else raw.NameType.kerberos_principal)
+        return imported_name(
+            self._target, raw.NameType.hostbased_service if host_based else raw.NameType.kerberos_principal
+        )
 
     def krb5_ticket_flags(self) -> int:
         """The flags of the ticket behind a complete context (RFC 4120, section 5.3); 0 where the mechanism has none."""
@@ -271,33 +188,8 @@ class Initiator(_Context):
             return 0
 
     def _attempt(self) -> str:
-        who = self._principal or "the default principal"
-        cache = self._ccache or os.environ.get("KRB5CCNAME") or "the default cache"
-        return f"no security context with {self._target} for {who} from {cache}"
-
-
-class Credential(NamedTuple):
-    """What is known of an initiator's credential."""
-
-    principal: str
-    lifetime: int | None
-    """Seconds; None where it never expires."""
-    cache: str
-
-
-def credential(*, principal: str | None = None, ccache: str | None = None, keytab: str | None = None) -> Credential:
-    """The credential that an `Initiator` with these arguments would use.
-
-    Raises:
-        AuthenticationError: there is none; the message says why and what to do.
-    """
-    cache = ccache or os.environ.get("KRB5CCNAME") or "the default cache"
-    try:
-        acquired = _acquire(principal, ccache, keytab, None) or raw.acquire_cred(None, usage="initiate").creds
-        details = raw.inquire_cred(acquired)
-    except raw.GSSError as error:
-        raise _authentication_error(error, f"no credential in {cache}") from error
-    return Credential(_shown(details.name) or "", details.lifetime, cache)
+        who = self._source.principal or "the default principal"
+        return f"no security context with {self._target} for {who} from {shown_cache(self._source)}"
 
 
 _TKT_FORWARDABLE, _TKT_OK_AS_DELEGATE = 0x40000000, 0x00040000  # RFC 4120, section 5.3, and RFC 4120, section 2.8
@@ -328,6 +220,6 @@ class Acceptor(_Context):
                 self._credential = raw.acquire_cred_from(store, None, usage="accept").creds
             result = raw.accept_sec_context(token or b"", self._credential, self._context)
         except raw.GSSError as error:
-            raise _authentication_error(error, "the client was not accepted") from error
+            raise authentication_error(error, "the client was not accepted") from error
         self._context, self._more_steps = result.context, result.more_steps
         return result.token or None

@@ -1,0 +1,8 @@
+"""Security contexts and credentials over python-gssapi: the only room that knows it."""
+
+from __future__ import annotations
+
+from ._context import Acceptor, Initiator, ticket_flags
+from ._credential import Credential, Source, credential
+
+__all__ = ["Acceptor", "Credential", "Initiator", "Source", "credential", "ticket_flags"]

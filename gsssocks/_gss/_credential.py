@@ -1,0 +1,165 @@
+"""Whose credential an initiator uses, and where it comes from.
+
+Nothing here touches the process's environment: what a proxy's configuration names is named to GSS-API, so that two
+proxies may have two identities in one process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from gssapi import raw
+
+from gsssocks._security import MECHANISMS
+
+from ._errors import authentication_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Credential", "Source", "acquire", "credential", "imported_name", "mechanism_oid", "shown"]
+
+
+def imported_name(name: str, kind: raw.OID) -> raw.Name:
+    return raw.import_name(name.encode(), kind)
+
+
+def shown(name: raw.Name | None) -> str | None:
+    return None if name is None else raw.display_name(name, False).name.decode("utf-8", "replace")
+
+
+def mechanism_oid(mechanism: str | None) -> raw.OID | None:
+    return None if mechanism is None else raw.OID.from_int_seq(MECHANISMS.get(mechanism.lower(), mechanism))
+
+
+class Source(NamedTuple):
+    """Whose credential, from where; all None is the mechanism's default."""
+
+    principal: str | None = None
+    ccache: str | None = None
+    """Credential cache, such as "FILE:/tmp/krb5cc_0"."""
+    keytab: str | None = None
+    """Client keytab."""
+    password: str | None = None
+    mechanism: str | None = None
+    """A name in `MECHANISMS`, or an OID in dotted form."""
+
+    @property
+    def oid(self) -> raw.OID | None:
+        """The mechanism to use; None is the library's default.
+
+        A credential that is named is asked for by mechanism, Kerberos unless it is said. Where several are installed,
+        GSS-API would answer with one of another mechanism, and then, finding none in it for its default mechanism, go
+        on with somebody else's.
+        """
+        named = self.principal or self.ccache or self.keytab or self.password
+        return mechanism_oid(self.mechanism or ("krb5" if named else None))
+
+    def __repr__(self) -> str:
+        return f"Source({self.principal!r}, {self.ccache!r}, {self.keytab!r}, {self.mechanism!r})"
+
+
+class _Acquired(NamedTuple):
+    creds: raw.Creds
+    renew: float
+    """When to acquire another one, by time.monotonic()."""
+
+
+_lock = threading.Lock()
+_acquired: dict[Source, _Acquired] = {}
+"""Credentials that we have got ourselves, by keytab or password: to ask the KDC for each connection would be slow."""
+_caches = itertools.count()
+_FOR_EVER = float("inf")
+_KRB5 = raw.OID.from_int_seq(MECHANISMS["krb5"])
+
+
+def acquire(source: Source) -> raw.Creds | None:
+    """The credential; None is the mechanism's default, looked for anew each time, so that a later kinit counts.
+
+    One got by keytab or password is kept, and another got once half of its lifetime is over: tunnels that exist do
+    not need it any more, and new ones never meet an expired one. May be called from any thread.
+
+    Raises:
+        GSSError: there is none.
+    """
+    if source.password is None and (source.keytab is None or source.ccache is not None):
+        return _found(source)
+    with _lock:
+        known = _acquired.get(source)
+        if known is not None and time.monotonic() < known.renew:
+            return known.creds
+        creds = _by_password(source) if source.password is not None else _by_keytab(source)
+        lifetime = raw.inquire_cred(creds, name=False, usage=False, mechs=False).lifetime
+        renew = _FOR_EVER if lifetime is None else time.monotonic() + lifetime / 2
+        _acquired[source] = _Acquired(creds, renew)
+        return creds
+
+
+def _found(source: Source) -> raw.Creds | None:
+    if not (source.principal or source.ccache):
+        return None
+    return _from_store(source, {b"ccache": source.ccache, b"client_keytab": source.keytab})
+
+
+def _by_keytab(source: Source) -> raw.Creds:
+    # A cache of its own: the user's default one keeps what is in it. A new one each time, since a connection that is
+    # being made may still be reading the old.
+    return _from_store(source, {b"ccache": f"MEMORY:gsssocks-{next(_caches)}", b"client_keytab": source.keytab})
+
+
+def _by_password(source: Source) -> raw.Creds:
+    assert source.principal is not None and source.password is not None  # noqa: PT018  # `Proxy` has checked
+    name = imported_name(source.principal, raw.NameType.user)
+    password = source.password.encode()
+    return raw.acquire_cred_with_password(name, password, mechs=_mechanisms(source), usage="initiate").creds
+
+
+def _from_store(source: Source, named: Mapping[bytes, str | None]) -> raw.Creds:
+    name = imported_name(source.principal, raw.NameType.user) if source.principal else None
+    store: dict[bytes | str, bytes | str] = {key: value.encode() for key, value in named.items() if value}
+    if not store:
+        return raw.acquire_cred(name, mechs=_mechanisms(source), usage="initiate").creds
+    return raw.acquire_cred_from(store, name, mechs=_mechanisms(source), usage="initiate").creds
+
+
+def _mechanisms(source: Source) -> list[raw.OID] | None:
+    return [source.oid] if source.oid else None
+
+
+class Credential(NamedTuple):
+    """What is known of an initiator's credential."""
+
+    principal: str
+    lifetime: int | None
+    """Seconds; None where it never expires."""
+    cache: str
+
+
+def credential(source: Source) -> Credential:
+    """The credential that an `Initiator` with this source would use.
+
+    Raises:
+        AuthenticationError: there is none; the message says why and what to do.
+    """
+    cache = shown_cache(source)
+    try:
+        acquired = acquire(source) or raw.acquire_cred(None, mechs=[_KRB5], usage="initiate").creds
+        details = raw.inquire_cred(acquired)
+    except raw.GSSError as error:
+        raise authentication_error(error, f"no credential in {cache}") from error
+    return Credential(shown(details.name) or "", details.lifetime, cache)
+
+
+def shown_cache(source: Source) -> str:
+    """Where the credential comes from, in words."""
+    if source.ccache:
+        return source.ccache
+    if source.keytab:
+        return f"the keytab {source.keytab}"
+    if source.password is not None:
+        return "the KDC, by password"
+    return os.environ.get("KRB5CCNAME") or "the default cache"
