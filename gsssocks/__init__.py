@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ._config import Bypass, Proxy, Rules
 from ._socket import GSSSocket, create_connection
+from ._tunnel import TunnelInfo
 from .exceptions import (
     AuthenticationError,
     ProtectionError,
@@ -37,6 +38,7 @@ __all__ = [
     "ReplyError",
     "Rules",
     "Status",
+    "TunnelInfo",
     "create_connection",
     "install",
     "installed",

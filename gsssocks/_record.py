@@ -87,6 +87,9 @@ class Records(Protocol):
     level: ProtectionLevel
     plaintext: Plaintext
     max_plaintext: int
+    octets_received: int
+    tokens_sent: int
+    tokens_received: int
 
     @property
     def partial(self) -> int:
@@ -112,6 +115,8 @@ class ProtectedRecords:
     Attributes:
         plaintext: what has been received and not been taken.
         max_plaintext: octets that fit one message.
+        octets_received: of plaintext, taken or not.
+        tokens_sent, tokens_received: messages so far.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class ProtectedRecords:
             raise ProtectionError(errno.EPROTO, "the mechanism leaves no room for data in a message")
         self._partial = bytearray()
         self._last_length = 0
+        self.octets_received = 0
         self.tokens_sent = 0
         self.tokens_received = 0
 
@@ -211,6 +217,7 @@ class ProtectedRecords:
                 "a message arrived unencrypted although confidentiality was agreed on; the connection is closed",
             )
         self.tokens_received += 1
+        self.octets_received += len(data)
         self.plaintext.append(data)
 
 
@@ -221,6 +228,9 @@ class BareRecords:
         self.level = ProtectionLevel.NONE
         self.plaintext = Plaintext()
         self.max_plaintext = MAX_TOKEN
+        self.octets_received = 0
+        self.tokens_sent = 0
+        self.tokens_received = 0
         self.partial = 0
         self.hint = 0
 
@@ -230,4 +240,5 @@ class BareRecords:
     def receive(self, view: memoryview, wanted: int) -> int:
         taken = min(len(view), max(wanted - len(self.plaintext), 1))
         self.plaintext.append(bytes(view[:taken]))
+        self.octets_received += taken
         return taken

@@ -43,6 +43,7 @@ from ._transport import Deadline, Transport, byte_view
 from ._tunnel import (
     Attachment,
     Tunnel,
+    TunnelInfo,
     attach,
     attachments,
     checked_address,
@@ -467,6 +468,27 @@ class GSSSocket(socket.socket):
         return duplicate
 
     # What it says of itself
+
+    @property
+    def tunnel(self) -> TunnelInfo | None:
+        """What is known of the connection through the proxy, at this moment; None while there is none.
+
+        Raises:
+            OSError: the connection is being made.
+        """
+        tunnel = self._tunnel()
+        return None if tunnel is None else tunnel.info()
+
+    @property
+    def protection(self) -> str | None:
+        """What protects the data on the way to the proxy: "confidentiality", "integrity", "selective" or "none"; None
+        while not connected.
+
+        Raises:
+            OSError: the connection is being made.
+        """
+        tunnel = self._tunnel()
+        return None if tunnel is None else tunnel.protection
 
     def _tunnel(self) -> Tunnel | None:
         attachment = attachments.get(id(self))

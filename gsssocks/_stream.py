@@ -87,6 +87,9 @@ class ProtectedStream:
 
     Args:
         records: the record layer; None if a negotiation is to bring it.
+
+    Attributes:
+        octets_sent: of user data, that have left or are in line.
     """
 
     def __init__(self, records: Records | None = None) -> None:
@@ -103,6 +106,8 @@ class ProtectedStream:
         self._handing_over = False
         self._more = False
         self._failure: Exception | None = None
+        self.octets_sent = 0
+        self._octets_before_data = 0
 
     def _make_locks(self) -> None:
         self._receiving = threading.Lock()
@@ -123,6 +128,11 @@ class ProtectedStream:
         if self._records is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         return self._records
+
+    @property
+    def octets_received(self) -> int:
+        """Octets of user data that have been unprotected."""
+        return self.records.octets_received - self._octets_before_data
 
     # Negotiation
 
@@ -177,8 +187,9 @@ class ProtectedStream:
         else:
             step = negotiation.receive(octets)
         self._used_up = step.taken
-        if negotiation.complete:
+        if negotiation.complete and negotiation.records is not None:
             self._records = negotiation.records
+            self._octets_before_data = self._records.octets_received - len(self._records.plaintext)
         self._settle(transport)
         return step.to_send
 
@@ -447,6 +458,7 @@ class ProtectedStream:
         with self._sending:
             self._check_sendable()
             self._unsent += self.records.protect(data)
+            self.octets_sent += len(data)
 
     def flush(self, transport: Transport, deadline: Deadline) -> bool:
         """Hands what is in line to the kernel; False if the time ran out before all was."""

@@ -15,9 +15,10 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import _arguments, _descriptor, _originals
+from ._config.proxy import METHODS
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Method, Request
 from ._stream import ProtectedStream
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
     from ._config import Proxy
     from ._gss import Initiator
     from ._protocol import ProtectionLevel
-    from ._security import SecurityContext
+    from ._security import Granted, SecurityContext
 
 __all__ = [
     "Attachment",
     "Tunnel",
+    "TunnelInfo",
     "attach",
     "attachment_of",
     "attachments",
@@ -50,6 +52,41 @@ __all__ = [
 
 _log = logging.getLogger("gsssocks")
 _INET = (socket.AF_INET, socket.AF_INET6)
+_METHOD_NAMES = {method: name for name, method in METHODS.items()}
+
+
+class TunnelInfo(NamedTuple):
+    """What is known of a tunnelled connection, at the moment it was asked for."""
+
+    proxy: Proxy
+    """The proxy it goes through, and the terms it was asked for on."""
+    destination: tuple[str, int]
+    """What the proxy was asked to connect to: a name or an address, and a port."""
+    method: str
+    """The authentication method: "gssapi", "userpass" or "none"."""
+    protection: str
+    """The protection level agreed on; "none" where nothing protects the data."""
+    mechanism: str | None
+    """The GSS-API mechanism, by name or OID; None without GSS-API, as all that follow."""
+    initiator: str | None
+    """Whom the proxy knows us as."""
+    target: str | None
+    """Whom the proxy has proved to be."""
+    granted: Granted | None
+    """The services of the security context."""
+    lifetime: int | None
+    """Seconds until the context expires; 0 afterwards, when the tunnel goes on all the same (see the README)."""
+    octets_sent: int
+    """Octets of user data."""
+    octets_received: int
+    tokens_sent: int
+    """Messages, those of the SOCKS request and reply among them."""
+    tokens_received: int
+
+    @property
+    def delegated(self) -> bool:
+        """Whether the proxy was given a ticket to act for us."""
+        return self.granted is not None and self.granted.delegated
 
 
 class Tunnel:
@@ -62,7 +99,7 @@ class Tunnel:
         destination: the address that goes with it: for CONNECT, what to connect to.
         peername: the address as the application gave it.
         bound: the proxy's own address towards the target, as the reply gave it.
-        method: the authentication method, once the proxy has chosen.
+        method: the authentication method that the proxy has chosen.
         context: the security context, once it is established; None where there is none.
         stream: the pump.
     """
@@ -81,7 +118,7 @@ class Tunnel:
         self.destination = destination
         self.peername = peername
         self.bound: Address | None = None
-        self.method: Method | None = None
+        self.method = Method.GSSAPI
         self.context: SecurityContext | None = None
         self.stream = ProtectedStream()
         self.kernel_name_shown = False
@@ -92,6 +129,25 @@ class Tunnel:
     def protection(self) -> str:
         """What protects the data: a protection level's name, "none" without one."""
         return self.stream.records.level.name.lower()
+
+    def info(self) -> TunnelInfo:
+        """What is known of it; only when the connection has been made."""
+        context, stream = self.context, self.stream
+        return TunnelInfo(
+            proxy=self.proxy,
+            destination=(self.destination.host, self.destination.port),
+            method=_METHOD_NAMES[self.method],
+            protection=self.protection,
+            mechanism=context.mechanism if context else None,
+            initiator=context.initiator_name if context else None,
+            target=context.target_name if context else None,
+            granted=context.granted if context else None,
+            lifetime=context.lifetime if context else None,
+            octets_sent=stream.octets_sent,
+            octets_received=stream.octets_received,
+            tokens_sent=stream.records.tokens_sent,
+            tokens_received=stream.records.tokens_received,
+        )
 
     def settle(self) -> None:
         """The connection has been made, or could not be."""
@@ -293,6 +349,7 @@ def _negotiate(
         nec=proxy.nec,
     )
     tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
+    assert negotiation.method is not None  # it has been chosen
     tunnel.method, tunnel.bound = negotiation.method, negotiation.bound
     tunnel.context = context if negotiation.method == Method.GSSAPI else None
 

@@ -35,6 +35,11 @@ _DELEGATION_FLAGS = {
 }
 
 
+_NOTHING = dict.fromkeys(
+    ("initiator_name", "target_name", "lifetime", "mech", "flags", "locally_init", "complete"), False
+)
+
+
 class _Context:
     """What initiator and acceptor share: everything once the first token has been made."""
 
@@ -52,12 +57,13 @@ class _Context:
         # The stubs ask for the high-level class where the functions take its base.
         return cast("gssapi.SecurityContext", self._context)
 
-    def _inquire(self) -> InquireContextResult:
-        return raw.inquire_context(self._established())
+    def _inquire(self, **wanted: bool) -> InquireContextResult:
+        # Only what is wanted: gss-ntlmssp crashes an acceptor that asks for the name it was asked for.
+        return raw.inquire_context(self._established(), **{**_NOTHING, **wanted})
 
     @property
     def granted(self) -> Granted:
-        flags = self._inquire().flags or 0
+        flags = self._inquire(flags=True).flags or 0
         return Granted(
             mutual=bool(flags & _Flag.mutual_authentication),
             replay=bool(flags & _Flag.replay_detection),
@@ -69,21 +75,23 @@ class _Context:
 
     @property
     def initiator_name(self) -> str | None:
-        return shown(self._inquire().initiator_name)
+        return shown(self._inquire(initiator_name=True).initiator_name)
 
     @property
     def target_name(self) -> str | None:
-        return shown(self._inquire().target_name)
+        if self.mechanism == "ntlmssp" and not self._inquire(locally_init=True).locally_init:
+            return None
+        return shown(self._inquire(target_name=True).target_name)
 
     @property
     def mechanism(self) -> str:
-        oid = self._inquire().mech
+        oid = self._inquire(mech=True).mech
         dotted = oid.dotted_form if oid is not None else ""
         return next((name for name, known in MECHANISMS.items() if known == dotted), dotted)
 
     @property
     def lifetime(self) -> int | None:
-        lifetime: int | None = self._inquire().lifetime
+        lifetime: int | None = self._inquire(lifetime=True).lifetime
         return lifetime
 
     def max_plaintext(self, *, confidential: bool, max_token: int) -> int:

@@ -1,4 +1,4 @@
-"""A relay between a client and a server that counts how often they take turns."""
+"""A relay between a client and a server that counts how often they take turns, and keeps what they said."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class CountingRelay:
     Attributes:
         flights: for each connection that has been made, in their order, who spoke: "client" or "server", once for all
             octets that one of them sent before the other did.
+        said: for each connection, all octets from the client and all from the server.
 
     Args:
         server: address of the server.
@@ -30,6 +31,7 @@ class CountingRelay:
 
     def __init__(self, server: tuple[str, int]) -> None:
         self.flights: list[list[str]] = []
+        self.said: list[dict[str, bytearray]] = []
         self._server = server
         self._host = Host(self._relay)
 
@@ -49,7 +51,9 @@ class CountingRelay:
 
     def _relay(self, client: socket.socket) -> None:
         flights: list[str] = []
+        said = {"client": bytearray(), "server": bytearray()}
         self.flights.append(flights)
+        self.said.append(said)
         with socket.create_connection(self._server) as server, selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ, ("client", server))
             selector.register(server, selectors.EVENT_READ, ("server", client))
@@ -60,6 +64,7 @@ class CountingRelay:
                     speaker, sink = key.data
                     octets = source.recv(_PIECE)
                     if octets:
+                        said[speaker] += octets
                         if flights[-1:] != [speaker]:
                             flights.append(speaker)
                         sink.sendall(octets)
