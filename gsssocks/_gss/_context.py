@@ -16,7 +16,7 @@ from gsssocks._security import MECHANISMS, Granted, Unwrapped
 from gsssocks.exceptions import AuthenticationError, ProtectionError
 
 from ._credential import Source, acquire, imported_name, shown, shown_cache
-from ._errors import EKEYREJECTED, authentication_error, statuses
+from ._errors import EKEYREJECTED, authentication_error, credential_error, statuses
 
 if TYPE_CHECKING:
     import gssapi
@@ -162,12 +162,10 @@ class Initiator(_Context):
         self._credential: raw.Creds | None = None
 
     def step(self, token: bytes | None) -> bytes | None:
+        target = self._target_handle or self._begin()
         try:
-            if self._target_handle is None:
-                self._target_handle = self._import_target()
-                self._credential = acquire(self._source)
             result = raw.init_sec_context(
-                self._target_handle, self._credential, self._context, self._mechanism, self._flags, input_token=token
+                target, self._credential, self._context, self._mechanism, self._flags, input_token=token
             )
         except raw.GSSError as error:
             if token is not None:
@@ -179,6 +177,14 @@ class Initiator(_Context):
             raise authentication_error(error, self._attempt()) from error
         self._context, self._more_steps = result.context, result.more_steps
         return result.token or None
+
+    def _begin(self) -> raw.Name:
+        try:
+            self._credential = acquire(self._source)
+            self._target_handle = self._import_target()
+        except raw.GSSError as error:
+            raise credential_error(error, self._attempt()) from error
+        return self._target_handle
 
     def _import_target(self) -> raw.Name:
         # RFC 1961, section 3.1: the name is opaque. A slash or a realm behind a second "@" is how a principal differs

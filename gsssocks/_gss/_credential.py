@@ -16,7 +16,7 @@ from gssapi import raw
 
 from gsssocks._security import MECHANISMS
 
-from ._errors import authentication_error
+from ._errors import credential_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,7 +150,7 @@ def credential(source: Source) -> Credential:
         acquired = acquire(source) or raw.acquire_cred(None, mechs=[_KRB5], usage="initiate").creds
         details = raw.inquire_cred(acquired)
     except raw.GSSError as error:
-        raise authentication_error(error, f"no credential in {cache}") from error
+        raise credential_error(error, f"no credential in {cache}") from error
     return Credential(shown(details.name) or "", details.lifetime, cache)
 
 

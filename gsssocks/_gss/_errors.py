@@ -12,7 +12,7 @@ from gsssocks.exceptions import AuthenticationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EKEYREJECTED", "authentication_error", "statuses"]
+__all__ = ["EKEYREJECTED", "authentication_error", "credential_error", "statuses"]
 
 # Linux has errnos for keys; elsewhere the nearest portable one.
 _ENOKEY = getattr(errno, "ENOKEY", errno.EACCES)
@@ -50,14 +50,29 @@ _REMEDIES: Mapping[int, tuple[int, str]] = {
     -1765328228: (errno.ENETUNREACH, "no KDC of the realm answers: check the network and KRB5_CONFIG"),
 }
 
+_WRONG_PASSWORD = (EKEYREJECTED, "the KDC does not take the key of this user: check the password, or renew the keytab")
+_OWN_REMEDIES: Mapping[int, tuple[int, str]] = {
+    **_REMEDIES,
+    -1765328353: _WRONG_PASSWORD,
+    -1765328360: _WRONG_PASSWORD,
+}
+
 
 def _signed(code: int) -> int:
     """A com_err code as the C headers write it; python-gssapi shows the OM_uint32."""
     return code - (1 << 32) if code >= 1 << 31 else code
 
 
-def authentication_error(error: raw.GSSError, what: str) -> AuthenticationError:
-    number, remedy = _REMEDIES.get(_signed(error.min_code), (errno.EACCES, ""))
+def credential_error(error: raw.GSSError, what: str) -> AuthenticationError:
+    """The error for a credential that cannot be had: what the KDC cannot decrypt then is made with our own key."""
+    return authentication_error(error, what, _OWN_REMEDIES)
+
+
+def authentication_error(
+    error: raw.GSSError, what: str, remedies: Mapping[int, tuple[int, str]] = _REMEDIES
+) -> AuthenticationError:
+    """The error for a context that cannot be had; `what` says which, the message goes on with why and what to do."""
+    number, remedy = remedies.get(_signed(error.min_code), (errno.EACCES, ""))
     if not remedy and isinstance(error, raw.ExpiredCredentialsError):
         number, remedy = _EKEYEXPIRED, "the credentials have expired: run kinit again"
     if not remedy and isinstance(error, raw.MissingCredentialsError):

@@ -1,0 +1,209 @@
+"""Whose credential a proxy's configuration names: cache, keytab or password, for each proxy its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from gssapi import raw
+
+import gsssocks
+from gsssocks import AuthenticationError, GSSSocket, Proxy
+from gsssocks.server import ProxyServer
+from gsssocks.testing import Realm
+from tests.peers.host import PATIENCE_SECONDS
+from tests.peers.receiving import receive_exactly
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.peers.dante import Dante
+    from tests.peers.targets import EchoServer
+
+
+@pytest.fixture(autouse=True)
+def _in_the_realm(realm: Realm) -> Iterator[None]:
+    """Without a ticket in the default cache: whatever works here does so by the credential that is named."""
+    realm.kdestroy()
+    with realm.activate():
+        yield
+    realm.kinit()
+
+
+@pytest.fixture(scope="module")
+def bob(realm: Realm) -> tuple[str, str]:
+    """Another user: principal and password."""
+    return realm.add_user("bob", "correct horse"), "correct horse"
+
+
+@pytest.fixture
+def server() -> Iterator[ProxyServer]:
+    with ProxyServer("localhost") as started:
+        yield started
+
+
+def named(server: ProxyServer | Dante, **options: object) -> Proxy:
+    return Proxy("localhost", server.port, **options)  # type: ignore[arg-type]  # each test names what it sets
+
+
+def initiator(proxy: Proxy, target: tuple[str, int]) -> str | None:
+    """Whom the proxy takes us for, after an echo through it."""
+    with gsssocks.create_connection(target, PATIENCE_SECONDS, proxy=proxy) as sock:
+        sock.sendall(b"ping")
+        assert receive_exactly(sock, 4) == b"ping"
+        assert sock.tunnel is not None
+        return sock.tunnel.initiator
+
+
+def tickets_asked_for(realm: Realm, principal: str) -> int:
+    """How many initial tickets the KDC has given a user."""
+    return sum(
+        "AS_REQ" in line and "ISSUE" in line and f"{principal} for krbtgt" in line
+        for line in realm.kdc_log().splitlines()
+    )
+
+
+class TestCache:
+    def test_named_file(
+        self, realm: Realm, bob: tuple[str, str], tmp_path: Path, server: ProxyServer, echo: EchoServer
+    ) -> None:
+        cache = realm.kinit(bob[0], ccache=tmp_path / "bob")
+        assert initiator(named(server, ccache=f"FILE:{cache}"), echo.address) == bob[0]
+
+    def test_named_collection(self, realm: Realm, tmp_path: Path, server: ProxyServer, echo: EchoServer) -> None:
+        (tmp_path / "collection").mkdir(mode=0o700)
+        cache = f"DIR:{tmp_path / 'collection'}"
+        subprocess.run(
+            ["kinit", "-c", cache, realm.principal],
+            input=realm.password,
+            text=True,
+            env={**os.environ, **realm.env},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        assert initiator(named(server, ccache=cache), echo.address) == realm.principal
+
+    def test_in_memory(self, realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
+        store: dict[bytes | str, bytes | str] = {
+            b"ccache": b"MEMORY:filled-by-the-program",
+            b"client_keytab": realm.client_keytab.encode(),
+        }
+        kept = raw.acquire_cred_from(store, None, usage="initiate").creds
+        assert initiator(named(server, ccache="MEMORY:filled-by-the-program"), echo.address) == realm.principal
+        del kept
+
+    def test_empty_one_is_named_in_the_error(self, server: ProxyServer, echo: EchoServer, tmp_path: Path) -> None:
+        with pytest.raises(AuthenticationError, match=r"FILE:.*/nothing.*run kinit"):
+            initiator(named(server, ccache=f"FILE:{tmp_path / 'nothing'}"), echo.address)
+
+
+class TestKeytab:
+    def test_gets_its_own_ticket(self, realm: Realm, dante: Dante, echo: EchoServer) -> None:
+        level = "confidentiality" if dante._enctype == "confidentiality" else "integrity"
+        proxy = named(dante, keytab=realm.client_keytab, principal=realm.principal, protection=level)
+        assert initiator(proxy, echo.address) == realm.principal
+
+    def test_principal_follows_from_the_keytab(self, realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
+        assert initiator(named(server, keytab=realm.client_keytab), echo.address) == realm.principal
+
+    def test_default_cache_is_left_alone(self, realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
+        initiator(named(server, keytab=realm.client_keytab), echo.address)
+        assert not Path(realm.ccache).exists()
+
+    def test_default_cache_is_not_used(
+        self, realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer
+    ) -> None:
+        realm.kinit(bob[0])
+        assert initiator(named(server, keytab=realm.client_keytab), echo.address) == realm.principal
+
+    def test_kdc_is_asked_once_for_many_connections(self, realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
+        proxy = named(server, keytab=realm.client_keytab, principal=realm.principal, service="socks")
+        initiator(proxy, echo.address)
+        before = tickets_asked_for(realm, realm.principal)
+        with ThreadPoolExecutor(8) as threads:
+            assert set(threads.map(lambda _: initiator(proxy, echo.address), range(24))) == {realm.principal}
+        assert tickets_asked_for(realm, realm.principal) == before
+
+    def test_principal_that_is_not_in_it(self, realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
+        with pytest.raises(AuthenticationError, match="keytab") as caught:
+            initiator(named(server, keytab=realm.client_keytab, principal="mallory@GSSSOCKS.TEST"), echo.address)
+        assert "mallory" in str(caught.value)
+
+    def test_ticket_is_renewed_before_it_ends(self, echo: EchoServer) -> None:
+        short = Realm(name="SHORT.TEST", ticket_lifetime="4s", clock_skew_seconds=1)
+        with short, short.activate(), ProxyServer("localhost", keytab=short.keytab) as server:
+            proxy = named(server, keytab=short.client_keytab)
+            initiator(proxy, echo.address)
+            before = tickets_asked_for(short, short.principal)
+            first_has_ended = time.monotonic() + 5
+            while time.monotonic() < first_has_ended:
+                assert initiator(proxy, echo.address) == short.principal
+                time.sleep(0.1)
+            assert tickets_asked_for(short, short.principal) > before
+
+
+class TestPassword:
+    def test_gets_a_ticket(self, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:
+        assert initiator(named(server, principal=bob[0], password=bob[1]), echo.address) == bob[0]
+
+    def test_in_a_url(self, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:
+        proxy = Proxy.from_url(f"socks5h://bob%40GSSSOCKS.TEST:correct%20horse@localhost:{server.port}")
+        assert initiator(proxy, echo.address) == bob[0]
+
+    def test_wrong_one(self, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:
+        with pytest.raises(AuthenticationError, match="password") as caught:
+            initiator(named(server, principal=bob[0], password="battery staple"), echo.address)
+        assert "battery" not in str(caught.value)
+        assert "check the password" in str(caught.value)
+
+    def test_by_pysocks_names(self, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:
+        with GSSSocket() as sock:
+            sock.set_proxy(2, "localhost", server.port, username=bob[0], password=bob[1])
+            sock.connect(echo.address)
+            assert sock.tunnel is not None
+            assert sock.tunnel.initiator == bob[0]
+
+    def test_kdc_is_asked_once_for_many_connections(
+        self, realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer
+    ) -> None:
+        proxy = named(server, principal=bob[0], password=bob[1])
+        initiator(proxy, echo.address)
+        before = tickets_asked_for(realm, bob[0])
+        for _ in range(5):
+            initiator(proxy, echo.address)
+        assert tickets_asked_for(realm, bob[0]) == before
+
+
+def test_two_identities_at_once(realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:
+    alices = named(server, keytab=realm.client_keytab)
+    bobs = named(server, principal=bob[0], password=bob[1])
+    start = threading.Barrier(8)
+
+    def connect(proxy: Proxy) -> list[str | None]:
+        start.wait()
+        return [initiator(proxy, echo.address) for _ in range(10)]
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(connect, [alices, bobs] * 4))
+    assert found == [[realm.principal] * 10, [bob[0]] * 10] * 4
+
+
+def test_environment_stays_as_it_is(realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:
+    before = dict(os.environ)
+    initiator(named(server, keytab=realm.client_keytab), echo.address)
+    initiator(named(server, principal=bob[0], password=bob[1]), echo.address)
+    assert dict(os.environ) == before
+
+
+def test_principal_alone_is_never_somebody_else(realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
+    """Where several mechanisms are installed, GSS-API would find a credential of another one for any name, and go on
+    with the default Kerberos user."""
+    realm.kinit()
+    with pytest.raises(AuthenticationError, match=r"mallory@GSSSOCKS\.TEST"):
+        initiator(named(server, principal="mallory@GSSSOCKS.TEST"), echo.address)
