@@ -8,6 +8,9 @@ for a small message.
 from __future__ import annotations
 
 import errno
+import math
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from gssapi import raw
@@ -16,11 +19,11 @@ from gsssocks._security import MECHANISMS, Granted, Unwrapped
 from gsssocks.exceptions import AuthenticationError, ProtectionError
 
 from ._credential import Source, acquire, imported_name, shown, shown_cache
-from ._errors import EKEYREJECTED, authentication_error, credential_error, statuses
+from ._errors import EKEYREJECTED, authentication_error, credential_error, expired_error, statuses
 
 if TYPE_CHECKING:
     import gssapi
-    from gssapi.raw.named_tuples import InquireContextResult
+    from gssapi.raw.named_tuples import AcceptSecContextResult, InquireContextResult
 
 __all__ = ["Acceptor", "Initiator", "ticket_flags"]
 
@@ -35,9 +38,7 @@ _DELEGATION_FLAGS = {
 }
 
 
-_NOTHING = dict.fromkeys(
-    ("initiator_name", "target_name", "lifetime", "mech", "flags", "locally_init", "complete"), False
-)
+_INQUIRED = ("initiator_name", "target_name", "lifetime", "mech", "flags", "locally_init", "complete")
 
 
 class _Context:
@@ -46,6 +47,11 @@ class _Context:
     def __init__(self) -> None:
         self._context: raw.SecurityContext | None = None
         self._more_steps = True
+        self._flags_granted: int = 0
+        self._oid: raw.OID | None = None
+        self._initiator_name: raw.Name | None = None
+        self._target_name: raw.Name | None = None
+        self._expires: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -57,13 +63,26 @@ class _Context:
         # The stubs ask for the high-level class where the functions take its base.
         return cast("gssapi.SecurityContext", self._context)
 
-    def _inquire(self, **wanted: bool) -> InquireContextResult:
-        # Only what is wanted: gss-ntlmssp crashes an acceptor that asks for the name it was asked for.
-        return raw.inquire_context(self._established(), **{**_NOTHING, **wanted})
+    def _note(self, *, flags: int, lifetime: int | None) -> None:
+        """Takes note of what a complete context is: once it has expired, GSS-API does not tell any more.
+
+        Raises:
+            ExpiredContextError: it has already.
+        """
+        self._flags_granted = flags
+        self._expires = None if lifetime is None else time.monotonic() + lifetime
+        self._oid = self._inquire("mech").mech
+        self._initiator_name = self._inquire("initiator_name").initiator_name
+        # gss-ntlmssp crashes an acceptor that asks for the name it was asked for.
+        if self.mechanism != "ntlmssp" or isinstance(self, Initiator):
+            self._target_name = self._inquire("target_name").target_name
+
+    def _inquire(self, wanted: str) -> InquireContextResult:
+        return raw.inquire_context(self._established(), **{name: name == wanted for name in _INQUIRED})
 
     @property
     def granted(self) -> Granted:
-        flags = self._inquire(flags=True).flags or 0
+        flags = self._flags_granted
         return Granted(
             mutual=bool(flags & _Flag.mutual_authentication),
             replay=bool(flags & _Flag.replay_detection),
@@ -75,24 +94,20 @@ class _Context:
 
     @property
     def initiator_name(self) -> str | None:
-        return shown(self._inquire(initiator_name=True).initiator_name)
+        return shown(self._initiator_name)
 
     @property
     def target_name(self) -> str | None:
-        if self.mechanism == "ntlmssp" and not self._inquire(locally_init=True).locally_init:
-            return None
-        return shown(self._inquire(target_name=True).target_name)
+        return shown(self._target_name)
 
     @property
     def mechanism(self) -> str:
-        oid = self._inquire(mech=True).mech
-        dotted = oid.dotted_form if oid is not None else ""
+        dotted = "" if self._oid is None else self._oid.dotted_form
         return next((name for name, known in MECHANISMS.items() if known == dotted), dotted)
 
     @property
     def lifetime(self) -> int | None:
-        lifetime: int | None = self._inquire(lifetime=True).lifetime
-        return lifetime
+        return None if self._expires is None else max(0, math.ceil(self._expires - time.monotonic()))
 
     def max_plaintext(self, *, confidential: bool, max_token: int) -> int:
         return int(raw.wrap_size_limit(self._established(), max_token, confidential, None))
@@ -176,7 +191,16 @@ class Initiator(_Context):
                 ) from error
             raise authentication_error(error, self._attempt()) from error
         self._context, self._more_steps = result.context, result.more_steps
+        if not result.more_steps:
+            self._note_unless_expired(result.flags, result.lifetime)
         return result.token or None
+
+    def _note_unless_expired(self, flags: int, lifetime: int | None) -> None:
+        try:
+            self._note(flags=flags, lifetime=lifetime)
+        except raw.ExpiredContextError as error:
+            # The proxy may still have taken the ticket, whose end its clock may put later.
+            raise expired_error(error, self._attempt()) from error
 
     def _begin(self) -> raw.Name:
         try:
@@ -236,4 +260,12 @@ class Acceptor(_Context):
         except raw.GSSError as error:
             raise authentication_error(error, "the client was not accepted") from error
         self._context, self._more_steps = result.context, result.more_steps
+        if not result.more_steps:
+            self._note_even_expired(result)
         return result.token or None
+
+    def _note_even_expired(self, result: AcceptSecContextResult) -> None:
+        # A ticket is good for some minutes after its end, since clocks differ.
+        with suppress(raw.ExpiredContextError):
+            self._note(flags=result.flags, lifetime=result.lifetime)
+        self._oid, self._initiator_name = self._oid or result.mech, result.initiator_name

@@ -29,7 +29,10 @@ def imported_name(name: str, kind: raw.OID) -> raw.Name:
 
 
 def shown(name: raw.Name | None) -> str | None:
-    return None if name is None else raw.display_name(name, False).name.decode("utf-8", "replace")
+    if name is None:
+        return None
+    # gss-ntlmssp counts the null character that ends a name in C.
+    return raw.display_name(name, False).name.decode("utf-8", "replace").removesuffix("\0")
 
 
 def mechanism_oid(mechanism: str | None) -> raw.OID | None:

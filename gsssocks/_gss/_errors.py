@@ -12,7 +12,7 @@ from gsssocks.exceptions import AuthenticationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EKEYREJECTED", "authentication_error", "credential_error", "statuses"]
+__all__ = ["EKEYREJECTED", "authentication_error", "credential_error", "expired_error", "statuses"]
 
 # Linux has errnos for keys; elsewhere the nearest portable one.
 _ENOKEY = getattr(errno, "ENOKEY", errno.EACCES)
@@ -25,6 +25,7 @@ _WRONG_KEY = (
     "the proxy's key does not fit the ticket: its keytab is older than the KDC's key, or is another service's",
 )
 _NO_CREDENTIALS = (_ENOKEY, "no Kerberos ticket: run kinit, or name a cache or keytab (ccache=, keytab=)")
+_EXPIRED = (_EKEYEXPIRED, "the Kerberos ticket has expired: run kinit again")
 _REALM_UNKNOWN = (
     errno.ENETUNREACH,
     "the realm is unknown here: check KRB5_CONFIG, or give the whole principal with target_name=",
@@ -35,7 +36,7 @@ _REMEDIES: Mapping[int, tuple[int, str]] = {
         EKEYREJECTED,
         "the KDC does not know that service: check the proxy's host and service=, or give target_name=",
     ),
-    -1765328352: (_EKEYEXPIRED, "the Kerberos ticket has expired: run kinit again"),
+    -1765328352: _EXPIRED,
     -1765328351: (EKEYREJECTED, "the ticket is not valid yet: check the clocks of this machine and the KDC"),
     -1765328347: (EKEYREJECTED, "the clocks of this machine and the KDC or proxy are too far apart: set them"),
     -1765328353: _WRONG_KEY,
@@ -66,6 +67,11 @@ def _signed(code: int) -> int:
 def credential_error(error: raw.GSSError, what: str) -> AuthenticationError:
     """The error for a credential that cannot be had: what the KDC cannot decrypt then is made with our own key."""
     return authentication_error(error, what, _OWN_REMEDIES)
+
+
+def expired_error(error: raw.GSSError, what: str) -> AuthenticationError:
+    """The error for a context that has expired by the time it is there."""
+    return AuthenticationError(_EXPIRED[0], f"{what}: {_EXPIRED[1]}. GSS-API says: {statuses(error)}")
 
 
 def authentication_error(

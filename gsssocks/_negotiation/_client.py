@@ -99,6 +99,7 @@ class ClientNegotiation(Negotiation):
         self._user = user
         self._pipelined = pipelined
         self._nec = nec
+        self._answered = True  # whether the proxy has said something to our last context token
 
     @property
     def may_block(self) -> bool:
@@ -190,14 +191,19 @@ class ClientNegotiation(Negotiation):
             message = yield from self._listen(TokenMessage)
             received += 1
             if message.mtyp == MessageType.REFUSAL:
-                raise AuthenticationError(
-                    errno.EACCES,
-                    f"the proxy {self._proxy} refused our authentication (RFC 1961, section 3.8); its log says why",
-                )
+                raise self._authentication_refused()
             self._check_type(message, MessageType.CONTEXT)
             if not message.token or received > MAX_CONTEXT_TOKENS:
                 raise AuthenticationError(errno.EPROTO, f"the proxy {self._proxy} did not finish the security context")
-            self._send_context_token(self._context.step(message.token))
+            token = self._context.step(message.token)
+            self._answered = not token
+            self._send_context_token(token)
+
+    def _authentication_refused(self) -> AuthenticationError:
+        return AuthenticationError(
+            errno.EACCES,
+            f"the proxy {self._proxy} refused our authentication (RFC 1961, section 3.8); its log says why",
+        )
 
     def _check_granted(self, level: ProtectionLevel) -> None:
         granted = self._context.granted
@@ -246,16 +252,22 @@ class ClientNegotiation(Negotiation):
     def _level_answer(self) -> Listening[ProtectionLevel]:
         self.phase = "waiting for the proxy to agree on the protection level"
         wanted = self._level.name.lower()
-        self._ending = LevelRefusedError(
+        closed = LevelRefusedError(
             errno.ECONNRESET,
             f"the proxy {self._proxy} closed the connection instead of agreeing on the protection level {wanted!r}: "
             "its rules may not allow it; try another protection=",
         )
+        if self._answered:
+            self._ending = closed
         message = yield from self._listen(TokenMessage)
         if message == TokenMessage(MessageType.CONTEXT):
             # Servers answer each of our context tokens, the last one too; without a token of their own to send, with
             # this.
+            self._answered, self._ending = True, closed
             message = yield from self._listen(TokenMessage)
+        if message.mtyp == MessageType.REFUSAL and not self._answered:
+            # Our part of the context was complete before the proxy had judged it, as with NTLM.
+            raise self._authentication_refused()
         if message.mtyp == MessageType.REFUSAL:
             raise LevelRefusedError(
                 errno.EACCES,
