@@ -401,6 +401,34 @@ class TestLevel:
         assert caught.value.errno == errno.EACCES
         assert client.farewell() == b""
 
+    @pytest.mark.parametrize(("wanted", "least", "answer"), [(2, 1, 1), (2, 1, 3), (2, 3, 3), (3, 1, 1), (3, 1, 2)])
+    @both_forms
+    def test_answer_between_it_and_the_least_is_taken_up(
+        self, wanted: int, least: int, answer: int, pipelined: bool
+    ) -> None:
+        client = new_client(level=ProtectionLevel(wanted), least=ProtectionLevel(least), pipelined=pipelined)
+        acceptor, _ = established(client)
+        deliver(client, [level_answer(acceptor, bytes([answer]))])
+        assert records_of(client).level == answer
+        reply = acceptor.wrap(GRANTED, confidential=answer != INTEGRITY)
+        deliver(client, [TokenMessage(MessageType.ENCAPSULATED, reply).encode()])
+        assert client.bound == BOUND
+
+    @pytest.mark.parametrize(("wanted", "least", "answer"), [(2, 3, 1), (3, 3, 1), (2, 1, 0), (3, 1, 0)])
+    def test_answer_below_the_least_ends_the_connection(self, wanted: int, least: int, answer: int) -> None:
+        client = new_client(level=ProtectionLevel(wanted), least=ProtectionLevel(least))
+        acceptor, _ = established(client)
+        with pytest.raises(ProtectionError, match=ProtectionLevel(least).name.lower()):
+            client.receive(level_answer(acceptor, bytes([answer])))
+
+    @pytest.mark.parametrize(("wanted", "answer"), [(0, 1), (0, 2), (2, 0)])
+    def test_answer_that_a_request_sent_ahead_does_not_fit_ends_the_connection(self, wanted: int, answer: int) -> None:
+        """It has been encapsulated, or has not."""
+        client = new_client(level=ProtectionLevel(wanted), least=ProtectionLevel.NONE)
+        acceptor, _ = established(client)
+        with pytest.raises(ProtectionError, match="pipelined=False"):
+            client.receive(level_answer(acceptor, bytes([answer])))
+
     @pytest.mark.parametrize(("wanted", "answer"), [(0, 1), (0, 2), (1, 2), (1, 3), (3, 2)])
     def test_answer_above_it_is_taken_up(self, wanted: int, answer: int) -> None:
         client = new_client(level=ProtectionLevel(wanted), pipelined=False)

@@ -232,10 +232,20 @@ class ClientNegotiation(Negotiation):
         agreed = self.agreed = yield from self._level_answer()
         if agreed != self._level:
             self._check_granted(agreed)
+            self._check_request_fits(agreed)
             self.records = self._records(agreed)
         if not self._pipelined:
             self._to_send += self.records.protect(self._request.encode())
         yield from self._await_reply(self.records)
+
+    def _check_request_fits(self, agreed: ProtectionLevel) -> None:
+        """What was sent ahead was encapsulated, or not, as the level asked for has it."""
+        if self._pipelined and ProtectionLevel.NONE in (agreed, self._level):
+            raise LevelRefusedError(
+                errno.EPROTO,
+                f"the proxy {self._proxy} answers to the protection level {self._level.name.lower()!r} with "
+                f"{agreed.name.lower()!r}: ask for that by protection=, or set pipelined=False",
+            )
 
     def _records(self, level: ProtectionLevel) -> Records:
         return (
