@@ -34,6 +34,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Callable, ClassVar
 
 from . import _originals
+from ._log import log
 from ._transport import Deadline, Transport, call_within
 from .exceptions import ProtocolError, ProxyError, proxy_connection_error, proxy_timeout, truncated
 
@@ -50,7 +51,6 @@ READ_SIZE = 256 * 1024
 """Octets looked at in one go, at most: four full messages. Larger is no faster, and the buffers are shared
 (`_Buffer`)."""
 MIN_READ_SIZE = 16 * 1024
-_log = logging.getLogger("gsssocks")
 SHORT = 4096
 """Octets, at most, of a last message that leaves by the same system call as the full one before it."""
 LINGER = 60.0
@@ -169,7 +169,7 @@ class ProtectedStream:
             looks += 1
             if deadline.is_past(looks):
                 raise socket.timeout("timed out")
-            _log.debug("%s: %s", peer, negotiation.phase)
+            log(logging.DEBUG, "%s: %s", peer, negotiation.phase)
             self._send_plainly(transport, self._hear(transport, negotiation, deadline), deadline)
 
     def _hear(self, transport: Transport, negotiation: Negotiation, deadline: Deadline) -> bytes:

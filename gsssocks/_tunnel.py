@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import _arguments, _descriptor, _originals
 from ._config.proxy import METHODS
+from ._log import log
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Method, Request
 from ._stream import ProtectedStream
@@ -50,7 +51,6 @@ __all__ = [
     "tunnel_under",
 ]
 
-_log = logging.getLogger("gsssocks")
 _INET = (socket.AF_INET, socket.AF_INET6)
 _METHOD_NAMES = {method: name for name, method in METHODS.items()}
 
@@ -325,7 +325,7 @@ def _agree_with_proxy(sock: socket.socket, tunnel: Tunnel, request: Request, dea
             return _negotiate(sock, tunnel, request, level, deadline)
         except LevelRefusedError as error:
             # A proxy may also close instead of answering (Dante does): another level takes another connection.
-            _log.debug("%s: %s", tunnel.proxy, error)
+            log(logging.DEBUG, "%s: %s", tunnel.proxy, error)
             _renew(sock, tunnel, sock.family)
             _connect_to_proxy(sock, tunnel, deadline)
     _negotiate(sock, tunnel, request, last, deadline)
@@ -355,9 +355,8 @@ def _negotiate(
 
 
 def _log_connection(tunnel: Tunnel, seconds: float) -> None:
-    if not _log.isEnabledFor(logging.INFO):
-        return
-    _log.info(
+    log(
+        logging.INFO,
         "connected to %s through %s as %s: %s, %.0f ms",
         tunnel.destination,
         tunnel.proxy,
