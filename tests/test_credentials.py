@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -192,6 +193,27 @@ def test_two_identities_at_once(realm: Realm, bob: tuple[str, str], server: Prox
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(connect, [alices, bobs] * 4))
     assert found == [[realm.principal] * 10, [bob[0]] * 10] * 4
+
+
+def test_kdc_that_does_not_answer_keeps_nobody_else_waiting(
+    realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, Realm(name="SILENT.TEST") as unreachable:
+        profile = Path(unreachable.env["KRB5_CONFIG"]).read_text()
+        port = silent.getsockname()[1]
+        with_silent = Path(unreachable.directory, "silent.conf")
+        with_silent.write_text(profile.replace(f"127.0.0.1:{unreachable.port}", f"127.0.0.1:{port}"))
+        both = f"{realm.env['KRB5_CONFIG']}:{with_silent}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KRB5_CONFIG", both)
+            waiting = named(server, principal="alice@SILENT.TEST", password="x", timeout=3.0)
+            with ThreadPoolExecutor(1) as threads:
+                failing = threads.submit(initiator, waiting, echo.address)
+                silent.settimeout(PATIENCE_SECONDS)
+                with silent.accept()[0]:  # it has been asked
+                    assert initiator(named(server, principal=bob[0], password=bob[1]), echo.address) == bob[0]
+                    assert not failing.done()
+                    assert isinstance(failing.exception(), socket.timeout)
 
 
 def test_environment_stays_as_it_is(realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:

@@ -72,12 +72,17 @@ class _Acquired(NamedTuple):
     """When to acquire another one, by time.monotonic()."""
 
 
-_lock = threading.Lock()
 _acquired: dict[Source, _Acquired] = {}
 """Credentials that we have got ourselves, by keytab or password: to ask the KDC for each connection would be slow."""
+_locks: dict[Source, threading.Lock] = {}
+"""One for each: a KDC that does not answer keeps nobody waiting who asks another."""
 _caches = itertools.count()
 _FOR_EVER = float("inf")
 _KRB5 = raw.OID.from_int_seq(MECHANISMS["krb5"])
+
+if hasattr(os, "register_at_fork"):
+    # A thread that holds one does not exist in the child.
+    os.register_at_fork(after_in_child=_locks.clear)
 
 
 def acquire(source: Source) -> raw.Creds | None:
@@ -91,7 +96,7 @@ def acquire(source: Source) -> raw.Creds | None:
     """
     if source.password is None and (source.keytab is None or source.ccache is not None):
         return _found(source)
-    with _lock:
+    with _locks.setdefault(source, threading.Lock()):
         known = _acquired.get(source)
         if known is not None and time.monotonic() < known.renew:
             return known.creds
