@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import trustme
 
-from gsssocks.testing import Realm
+from gsssocks.testing import Realm, tunnelled_pair
 from tests.peers.dante import Dante
 from tests.peers.routes import SameAsPlain, tunnelled
 from tests.peers.targets import EchoServer, HTTPSServer
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
+
+    from gsssocks.testing import TunnelPeer
 
 # No test asserts a time. On a developer's machine each run tries other examples; in CI every run tries the same ones,
 # so that a change is judged by what it changes.
@@ -104,3 +108,21 @@ def through_dante(realm: Realm, dante_confidentiality: Dante) -> Iterator[Dante]
 def same_as_plain(realm: Realm, dante_confidentiality: Dante) -> SameAsPlain:
     """Calls a function without a proxy and with one; the outcome must be the same."""
     return SameAsPlain(realm, dante_confidentiality)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, TunnelPeer]]:
+    """A tunnelled socket that does not wait, and its peer."""
+    sock, peer = tunnelled_pair()
+    sock.setblocking(False)
+    with closing(sock), closing(peer):
+        yield sock, peer
+
+
+@pytest.fixture
+def tight() -> Iterator[tuple[socket.socket, TunnelPeer]]:
+    """The same with the smallest buffers there are: a full message leaves in many parts."""
+    sock, peer = tunnelled_pair(buffers=1)
+    sock.setblocking(False)
+    with closing(sock), closing(peer):
+        yield sock, peer

@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 
 from gsssocks.testing import tunnelled_pair
-from tests.peers.beside import PATIENCE_SECONDS, await_arrival, read_until_writable
+from tests.peers.beside import PATIENCE_SECONDS, await_arrival, fill, read_until_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gsssocks.testing import TunnelPeer
 
     Pair = tuple[socket.socket, TunnelPeer]
@@ -27,35 +25,6 @@ if TYPE_CHECKING:
 MESSAGE = b"a whole message"
 MUCH = random.Random(1961).randbytes(200_000)  # more than the buffers of `tight` hold
 SOON = 0.001
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A tunnelled socket that does not wait, and its peer."""
-    sock, peer = tunnelled_pair()
-    sock.setblocking(False)
-    with closing(sock), closing(peer):
-        yield sock, peer
-
-
-@pytest.fixture
-def tight() -> Iterator[Pair]:
-    """The same with the smallest buffers there are: a full message leaves in many parts."""
-    sock, peer = tunnelled_pair(buffers=1)
-    sock.setblocking(False)
-    with closing(sock), closing(peer):
-        yield sock, peer
-
-
-def fill(sock: socket.socket, data: bytes) -> int:
-    """Sends from the front of `data` until no more is taken; returns how much was."""
-    taken = 0
-    try:
-        while taken < len(data):
-            taken += sock.send(data[taken:])
-    except (BlockingIOError, socket.timeout):
-        pass
-    return taken
 
 
 def while_peer_reads(sock: socket.socket, peer: TunnelPeer, send: Callable[[], int]) -> tuple[int, bytes]:

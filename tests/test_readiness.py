@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import gsssocks
 from gsssocks.testing import tunnelled_pair
-from tests.peers.beside import PATIENCE_SECONDS, await_arrival, read_until_writable
+from tests.peers.beside import PATIENCE_SECONDS, await_arrival, fill, read_until_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,41 +67,12 @@ def writable(sock: socket.socket, seconds: float = 0) -> bool:
     return bool(select.select([], [sock], [], seconds)[1])
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A tunnelled socket that does not wait, and its peer."""
-    sock, peer = tunnelled_pair()
-    sock.setblocking(False)
-    with closing(sock), closing(peer):
-        yield sock, peer
-
-
-@pytest.fixture
-def tight_pair() -> Iterator[Pair]:
-    """The same with the smallest buffers there are."""
-    sock, peer = tunnelled_pair(buffers=1)
-    sock.setblocking(False)
-    with closing(sock), closing(peer):
-        yield sock, peer
-
-
 def found_nothing(sock: socket.socket) -> bool:
     try:
         sock.recv(1)
     except BlockingIOError:
         return True
     return False
-
-
-def fill(sock: socket.socket, data: bytes) -> int:
-    """Sends from the front of `data` until no more is taken; returns how much was."""
-    taken = 0
-    try:
-        while taken < len(data):
-            taken += sock.send(data[taken:])
-    except BlockingIOError:
-        pass
-    return taken
 
 
 # Reading
@@ -362,8 +333,8 @@ def test_edge_for_the_end(pair: Pair, epoll: select.epoll) -> None:
     assert sock.recv(100) == b""
 
 
-def test_edge_for_room_after_a_send_found_none(tight_pair: Pair) -> None:
-    sock, peer = tight_pair
+def test_edge_for_room_after_a_send_found_none(tight: Pair) -> None:
+    sock, peer = tight
     data = bytes(range(256)) * 100
     with select.epoll() as epoll:
         epoll.register(sock, select.EPOLLOUT | select.EPOLLET)
@@ -384,20 +355,20 @@ def test_writable_when_there_is_room(pair: Pair) -> None:
     assert writable(pair[0])
 
 
-def test_not_writable_when_there_is_none(tight_pair: Pair) -> None:
-    fill(tight_pair[0], bytes(100_000))
-    assert not writable(tight_pair[0])
+def test_not_writable_when_there_is_none(tight: Pair) -> None:
+    fill(tight[0], bytes(100_000))
+    assert not writable(tight[0])
 
 
-def test_writable_when_the_peer_has_read(tight_pair: Pair) -> None:
-    sock, peer = tight_pair
+def test_writable_when_the_peer_has_read(tight: Pair) -> None:
+    sock, peer = tight
     fill(sock, bytes(100_000))
     read_until_writable(sock, peer)
     assert writable(sock)
 
 
-def test_what_goes_on_being_writable_takes_octets(tight_pair: Pair) -> None:
-    sock, peer = tight_pair
+def test_what_goes_on_being_writable_takes_octets(tight: Pair) -> None:
+    sock, peer = tight
     data = bytes(range(256)) * 400
     taken, received = 0, b""
     while taken < len(data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import select
+import socket
 import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
@@ -12,7 +13,6 @@ import pytest
 from gsssocks.testing import plain_pair, tunnelled_pair
 
 if TYPE_CHECKING:
-    import socket
     from types import TracebackType
 
     from gsssocks.testing import PlainPeer
@@ -27,6 +27,7 @@ __all__ = [
     "SideBySide",
     "await_arrival",
     "every",
+    "fill",
     "in_pieces",
     "method",
     "numbers",
@@ -178,3 +179,14 @@ def rectangle() -> memoryview:
 def numbers(count: int = 3) -> array.array[int]:
     """A buffer whose items are no octets."""
     return array.array("i", range(count))
+
+
+def fill(sock: socket.socket, data: bytes) -> int:
+    """Sends from the front of `data` until no more is taken; returns how much was."""
+    taken = 0
+    try:
+        while taken < len(data):
+            taken += sock.send(data[taken:])
+    except (BlockingIOError, socket.timeout):
+        pass
+    return taken
