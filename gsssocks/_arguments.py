@@ -62,7 +62,8 @@ def room(family: int, method: str, buffer: Any, nbytes: Any, flags: Any) -> memo
         check(family, method, buffer, nbytes, flags)
         raise
     if view.readonly or operator.index(nbytes) > len(view):
-        check(family, method, buffer, nbytes, flags)
+        with view:
+            check(family, method, buffer, nbytes, flags)
     return view[: operator.index(nbytes) or len(view)]
 
 

@@ -34,6 +34,7 @@ import operator
 import os
 import socket
 import weakref
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 from . import _arguments, _descriptor, _originals
@@ -406,13 +407,14 @@ class GSSSocket(socket.socket):
             return super().recvmsg_into(buffers, ancbufsize, flags)
         listed = _arguments.listed(buffers)
         _arguments.check(self.family, "recvmsg_into", listed, ancbufsize, flags)
-        views = [byte_view(buffer) for buffer in listed]
-        octets = memoryview(self._received(sum(map(len, views)), flags))
-        received = len(octets)
-        for view in views:
-            part = octets[: len(view)]
-            view[: len(part)] = part
-            octets = octets[len(part) :]
+        with ExitStack() as stack:
+            views = [stack.enter_context(byte_view(buffer)) for buffer in listed]
+            octets = memoryview(self._received(sum(map(len, views)), flags))
+            received = len(octets)
+            for view in views:
+                part = octets[: len(view)]
+                view[: len(part)] = part
+                octets = octets[len(part) :]
         return received, [], operator.index(flags) & _CMSG_CLOEXEC, None
 
     def _received(self, size: int, flags: int) -> bytes:

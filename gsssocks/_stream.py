@@ -390,14 +390,16 @@ class ProtectedStream:
             self._await_room(transport, data, deadline)
             accepted = self._swallow_owed(data)
             while accepted < len(data):
-                chunk = data[accepted : accepted + self.records.max_plaintext]
                 if accepted and deadline.timeout is not None and not transport.wait_writable(Deadline(0)):
                     break
-                self.enqueue(chunk)
-                accepted += len(chunk)
-                if not self.flush(transport, deadline if accepted == len(chunk) else _at_once(deadline)):
-                    self._owed = chunk[-1]
+                first = not accepted
+                # Released in any case: an error's traceback must not keep the caller's buffer from being resized.
+                with data[accepted : accepted + self.records.max_plaintext] as chunk:
+                    self.enqueue(chunk)
+                    accepted += len(chunk)
+                if not self.flush(transport, deadline if first else _at_once(deadline)):
                     accepted -= 1
+                    self._owed = data[accepted]
                     break
             if not accepted:
                 raise deadline.passed()
@@ -423,11 +425,12 @@ class ProtectedStream:
             accepted = self._swallow_owed(data)
             while accepted < len(data):
                 self._await_room(transport, data, deadline)
-                chunk = data[accepted : accepted + self.records.max_plaintext]
-                self.enqueue(chunk)
-                accepted += len(chunk)
+                with data[accepted : accepted + self.records.max_plaintext] as chunk:
+                    self.enqueue(chunk)
+                    accepted += len(chunk)
                 if 0 < len(data) - accepted <= min(SHORT, self.records.max_plaintext):
-                    self.enqueue(data[accepted:])  # leaves by the same system call
+                    with data[accepted:] as rest:
+                        self.enqueue(rest)  # leaves by the same system call
                     accepted = len(data)
                 if not self.flush(transport, deadline):
                     raise deadline.passed()

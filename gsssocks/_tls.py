@@ -232,7 +232,8 @@ class TunnelledTLS:
         done = 0
         try:
             while done < len(view):
-                done += self._write_some(view[done:], deadline)
+                with view[done:] as rest:
+                    done += self._write_some(rest, deadline)
         except (ssl.SSLWantWriteError, socket.timeout):
             # As in C: what has been written counts, and the caller comes back with the rest.
             if not done:
@@ -241,7 +242,8 @@ class TunnelledTLS:
 
     def _write_some(self, view: memoryview, deadline: Deadline) -> int:
         if not self._written:
-            self._run(lambda: self._write_records(view[:WRITE_SIZE]), deadline, "write", flush=False)
+            with view[:WRITE_SIZE] as part:
+                self._run(lambda: self._write_records(part), deadline, "write", flush=False)
         self._flush(deadline, "write")
         written, self._written = min(self._written, len(view)), 0
         return written
