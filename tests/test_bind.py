@@ -53,6 +53,10 @@ class TestConnection:
         with listening(proxy) as listener, accepted(listener) as (sock, peer):
             exchange(sock, peer)
 
+    def test_without_protection(self, dante_clear: Dante) -> None:
+        with listening(dante_clear.url(protection="none")) as listener, accepted(listener) as (sock, peer):
+            exchange(sock, peer)
+
     def test_megabytes(self, proxy: Proxy) -> None:
         size = 3 << 20
         with listening(proxy) as listener, accepted(listener) as (sock, peer), ThreadPoolExecutor() as threads:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
+import trio
 
 import gsssocks
 from gsssocks import GSSSocket, Proxy
@@ -137,6 +138,20 @@ class TestPatched:
 
         assert asyncio.run(serve()) == b"ping"
 
+    def test_trio(self) -> None:
+        async def serve() -> bytes:
+            (listener,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
+            async with (
+                listener,
+                await trio.open_tcp_stream(*listener.socket.getsockname()) as peer,
+                await listener.accept() as stream,
+            ):
+                await peer.send_all(b"ping")
+                await stream.send_all(await stream.receive_some(4))
+                return await peer.receive_some(4)
+
+        assert trio.run(serve) == b"ping"
+
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.9"])
     def test_loopback_listens_here(self, host: str) -> None:
         with socket.create_server((host, 0)) as listener:
@@ -191,6 +206,16 @@ class TestPatched:
     def test_the_embedded_proxy_listens_here(self, realm: Realm) -> None:
         with ProxyServer(host="0.0.0.0", port=0, keytab=realm.keytab) as server:
             socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS).close()
+
+    def test_next_proxy_where_the_first_is_dead(self, dante_confidentiality: Dante) -> None:
+        port = ReservedPort("127.0.0.1")
+        port.release()
+        with (
+            gsssocks.installed(f"socks5h://127.0.0.1:{port.number},{dante_confidentiality.url()}", bind=True),
+            socket.create_server(("", 0)) as listener,
+            accepted(listener) as (sock, peer),
+        ):
+            exchange(sock, peer)
 
     def test_failure_leaves_the_socket_as_it_was(self) -> None:
         port = ReservedPort("127.0.0.1")
