@@ -7,7 +7,8 @@ on the same connection is the peer's data. `Listener.accept` gives that connecti
 One request brings one connection. Afterwards the listening socket keeps its descriptor, with a kernel socket under it
 to which nothing comes, until the application calls listen() again. Asking anew without being asked would not do: the
 proxy need not listen at the same port again (Dante does not, while the first connection lives), and the peers know
-only that one.
+only that one. (An epoll set belongs to what lies under a descriptor: one that the listening socket was in goes on
+reporting for it, about the connection. accept() then says that nothing is there.)
 
 The request names no expected peer (DST.ADDR is 0.0.0.0 or ::), since a listening socket takes whoever comes. DST.PORT
 is the port the application has bound, 0 for any: most proxies, Dante among them, read it as the port to listen at. A
@@ -26,6 +27,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _descriptor, _originals
+from ._log import log
 from ._protocol import Address, Command, ReceiveBuffer, Reply
 from ._stream import ProtectedStream
 from ._transport import Deadline, Transport, would_block
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["UNSPECIFIED", "Listener", "asked_address", "listen", "listener_of", "remember_address"]
 
-_log = logging.getLogger("gsssocks")
 UNSPECIFIED = ("0.0.0.0", "::")
 """The address that is none in particular, by family."""
 _any_port: dict[int, weakref.ref[socket.socket]] = {}
@@ -87,6 +88,10 @@ class _NoStream(ProtectedStream):
         super().__init__()
         self.shut = False
 
+    def _make_locks(self) -> None:
+        super()._make_locks()
+        self.accepting = threading.Lock()
+
     def send(self, transport: Transport, data: memoryview, deadline: Deadline, *, more: bool = False) -> int:  # noqa: ARG002
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
@@ -118,7 +123,6 @@ class Listener(Tunnel):
         super().__init__(proxies, address, (), command=Command.BIND)
         self.stream = _NoStream()
         self.settle()
-        self._accepting = threading.Lock()
         self._asked: Tunnel | None = None
         self._reply = ReceiveBuffer()
         self._peer: Address | None = None
@@ -179,7 +183,7 @@ class Listener(Tunnel):
         return Address(_originals.SocketType.getpeername(sock)[0], bound.port)
 
     def _begin(self, asked: Tunnel) -> None:
-        self.proxy, self.context, self.bound = asked.proxy, asked.context, asked.bound
+        self.proxy, self.bound = asked.proxy, asked.bound
         self.stream = _NoStream()
         self._reply = ReceiveBuffer()
         self._peer = None
@@ -212,7 +216,7 @@ class Listener(Tunnel):
                 told that there is none now.
         """
         deadline = Deadline(sock.gettimeout())
-        with deadline.holding(self._accepting):
+        with deadline.holding(self.stream.accepting):
             asked = self._asked
             self._check_listening(deadline)
             attachment = attachment_of(sock)
@@ -228,9 +232,10 @@ class Listener(Tunnel):
                 os.close(fd)
                 raise
         os.set_blocking(fd, True)
+        asked.destination = peer
         asked.peername = (peer.host, peer.port, 0, 0) if sock.family == socket.AF_INET6 else (peer.host, peer.port)
         remember(asked, fd)
-        _log.info("accepted %s at %s through %s", peer, asked.bound, asked.proxy)
+        log(logging.INFO, "accepted %s at %s through %s", peer, asked.bound, asked.proxy)
         return fd, asked
 
     def _check_listening(self, deadline: Deadline) -> None:

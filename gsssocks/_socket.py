@@ -291,14 +291,14 @@ class GSSSocket(socket.socket):
 
     def get_proxy_sockname(self) -> tuple[str, int] | None:
         """The proxy's own address towards the target, from its reply; None while not connected."""
-        tunnel = self._tunnel()
+        tunnel = self._tunnel() or _bind.listener_of(self)
         bound = tunnel.bound if tunnel else None
         return (bound.host, bound.port) if bound else None
 
     def get_proxy_peername(self) -> tuple[Any, ...] | None:
         """The target as it was asked for, `getpeername()`'s answer; None while not connected."""
         tunnel = self._tunnel()
-        return (tunnel.peername or None) if tunnel else None
+        return tunnel.peername if tunnel else None
 
     # Connecting
 
@@ -556,8 +556,11 @@ class GSSSocket(socket.socket):
         return None if tunnel is None else tunnel.protection
 
     def _tunnel(self) -> Tunnel | None:
+        """That of a connection; None for a listening socket."""
         attachment = attachments.get(id(self))
-        return attachment.tunnel if attachment else _relayed.get(self)
+        if attachment is None:
+            return _relayed.get(self)
+        return None if isinstance(attachment.tunnel, _bind.Listener) else attachment.tunnel
 
     def fileno(self) -> int:
         attachment = attachments.get(id(self))
@@ -568,14 +571,14 @@ class GSSSocket(socket.socket):
 
     def getpeername(self) -> Any:
         name = super().getpeername()  # ENOTCONN, EBADF where a plain socket would say so
-        tunnel = self._tunnel()
-        if isinstance(tunnel, _bind.Listener):
+        if _bind.listener_of(self) is not None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        tunnel = self._tunnel()
         return tunnel.peername if tunnel else name
 
     def getsockname(self) -> Any:
         name = super().getsockname()
-        tunnel = self._tunnel()
+        tunnel = self._tunnel() or _bind.listener_of(self)
         if tunnel is None or tunnel.kernel_name_shown or tunnel.bound is None:
             return name
         bound = tunnel.bound

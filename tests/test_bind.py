@@ -84,6 +84,14 @@ class TestConnection:
             assert isinstance(sock, GSSSocket)
             assert (sock.get_proxy_sockname(), sock.get_proxy_peername()) == (sock.getsockname(), sock.getpeername())
 
+    def test_the_connection_tells_of_its_tunnel_the_listening_socket_has_none(self, proxy: Proxy) -> None:
+        with listening(proxy) as listener, accepted(listener) as (sock, peer):
+            assert (listener.tunnel, listener.protection, listener.get_proxy_peername()) == (None, None, None)
+            assert isinstance(sock, GSSSocket)
+            assert sock.protection == proxy.protection
+            assert sock.tunnel is not None
+            assert sock.tunnel.destination == peer.getsockname()
+
     def test_ipv6(self, dante_same_same: Dante) -> None:
         proxy = Proxy("::1", dante_same_same.port, target_name="socks@localhost")
         with GSSSocket(socket.AF_INET6, proxy=proxy) as listener:
