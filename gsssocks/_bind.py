@@ -11,8 +11,8 @@ only that one. (An epoll set belongs to what lies under a descriptor: one that t
 reporting for it, about the connection. accept() then says that nothing is there.)
 
 The request names no expected peer (DST.ADDR is 0.0.0.0 or ::), since a listening socket takes whoever comes. DST.PORT
-is the port the application has bound, 0 for any: most proxies, Dante among them, read it as the port to listen at. A
-proxy that listens at another one is an error, as a port that somebody else has is one for a plain socket.
+is the port the application has bound, 0 for any: RFC 1928 does not say so, but Dante, for one, reads it as the port to
+listen at. A proxy that listens at another one is an error, as a port that somebody else has is for a plain socket.
 """
 
 from __future__ import annotations

@@ -16,13 +16,15 @@ import pytest
 
 from gsssocks import GSSSocket, ProtectionError, Proxy, ProxyError
 from gsssocks.testing._loopback import ReservedPort
-from tests.peers.binding import SOON, accepted, await_refusal, exchange, listening, peer_of, readable
+from tests.peers.binding import SOON, accepted, await_refusal, exchange, handshake, listening, peer_of, readable
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
 from tests.peers.targets import octets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import trustme
 
     from gsssocks.testing import Realm
     from tests.peers.dante import Dante
@@ -109,6 +111,10 @@ class TestConnection:
             listener.listen(1)
             with accepted(listener) as (sock, peer):
                 exchange(sock, peer)
+
+    def test_tls(self, listener: GSSSocket, trust: trustme.CA) -> None:
+        with accepted(listener) as (sock, peer):
+            handshake(lambda context: context.wrap_socket(sock, server_side=True), peer, trust)
 
     def test_end_of_the_peer(self, listener: GSSSocket) -> None:
         with accepted(listener) as (sock, peer):

@@ -6,9 +6,7 @@ import asyncio
 import os
 import socket
 import socketserver
-import ssl
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -17,7 +15,7 @@ import gsssocks
 from gsssocks import GSSSocket, Proxy
 from gsssocks.server import ProxyServer
 from gsssocks.testing._loopback import ReservedPort
-from tests.peers.binding import accepted, exchange, peer_of
+from tests.peers.binding import accepted, exchange, handshake, peer_of, server_context
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
 
@@ -35,22 +33,6 @@ if TYPE_CHECKING:
 def _in_the_realm(realm: Realm) -> Iterator[None]:
     with realm.activate():
         yield
-
-
-def server_context(trust: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trust.issue_cert("localhost").configure_cert(context)
-    return context
-
-
-def handshake(serve: Callable[[ssl.SSLContext], Any], peer: socket.socket, trust: trustme.CA) -> None:
-    """Both ends shake hands, and data goes both ways."""
-    client_context = ssl.create_default_context()
-    trust.configure_trust(client_context)
-    with ThreadPoolExecutor() as threads:
-        server = threads.submit(serve, server_context(trust))
-        with client_context.wrap_socket(peer, server_hostname="localhost") as client, server.result() as sock:
-            exchange(sock, client)
 
 
 class TestPatched:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Callable
 
 from gsssocks import GSSSocket
 from tests.peers.host import PATIENCE_SECONDS
@@ -15,9 +17,21 @@ from tests.peers.receiving import receive_exactly
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import trustme
+
     from gsssocks import Proxy
 
-__all__ = ["SOON", "accepted", "await_refusal", "exchange", "listening", "peer_of", "readable"]
+__all__ = [
+    "SOON",
+    "accepted",
+    "await_refusal",
+    "exchange",
+    "handshake",
+    "listening",
+    "peer_of",
+    "readable",
+    "server_context",
+]
 
 SOON = 0.05
 """Seconds for which nothing may happen."""
@@ -69,3 +83,19 @@ def exchange(sock: socket.socket, peer: socket.socket) -> None:
 
 def readable(sock: socket.socket, seconds: float) -> bool:
     return bool(select.select([sock], [], [], seconds)[0])
+
+
+def server_context(trust: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trust.issue_cert("localhost").configure_cert(context)
+    return context
+
+
+def handshake(serve: Callable[[ssl.SSLContext], Any], peer: socket.socket, trust: trustme.CA) -> None:
+    """Both ends shake hands, and data goes both ways."""
+    client_context = ssl.create_default_context()
+    trust.configure_trust(client_context)
+    with ThreadPoolExecutor() as threads:
+        server = threads.submit(serve, server_context(trust))
+        with client_context.wrap_socket(peer, server_hostname="localhost") as client, server.result() as sock:
+            exchange(sock, client)
