@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from ._originals import SocketType
 
-__all__ = ["identity", "replace"]
+__all__ = ["identity", "pair", "put_under", "quieten", "replace"]
 
 # What an application may set before it connects. An option that a platform lacks is left out there.
 _OPTIONS: tuple[tuple[str, str], ...] = (
@@ -40,6 +40,7 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     ("IPPROTO_TCP", "TCP_QUICKACK"),
 )
 _LINGER_SIZE = 8  # struct linger: two ints
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 # Linux keeps twice the number of octets asked for, and reports that (socket(7)).
 _DOUBLED = (getattr(socket, "SO_SNDBUF", None), getattr(socket, "SO_RCVBUF", None))
 
@@ -51,6 +52,58 @@ def identity(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return (status.st_dev, status.st_ino)
+
+
+def pair(family: int) -> tuple[SocketType, SocketType]:
+    """Two connected TCP sockets. Nobody else on this machine can slip in between: the peers' addresses are compared."""
+    listener = SocketType(family, socket.SOCK_STREAM, 0)
+    theirs = SocketType(family, socket.SOCK_STREAM, 0)
+    try:
+        listener.bind((_LOOPBACK[socket.AddressFamily(family)], 0))
+        listener.listen(1)
+        theirs.connect(listener.getsockname())
+        while True:
+            fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+            ours = SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
+            if peer == theirs.getsockname():
+                # The default timeout is the application's wish for its own sockets.
+                ours.settimeout(None)
+                return theirs, ours
+            ours.close()
+    except BaseException:
+        theirs.close()
+        raise
+    finally:
+        listener.close()
+
+
+def put_under(fd: int, other: int) -> None:
+    """Has `fd` stand for the kernel socket of another descriptor; blocking mode and inheritance stay."""
+    blocking, inheritable = os.get_blocking(fd), os.get_inheritable(fd)
+    os.dup2(other, fd, inheritable)
+    os.set_blocking(fd, blocking)
+
+
+def quieten(fd: int, family: int) -> int:
+    """Puts a TCP socket under `fd` to which nothing will ever come: it is not readable, nor can it be connected.
+    Options, blocking mode and inheritance stay.
+
+    Returns:
+        a descriptor; it is to be kept open for as long as that shall be so.
+
+    Raises:
+        OSError: no socket could be had; then `fd` is as it was.
+    """
+    theirs, ours = pair(family)
+    try:
+        _copy_options(fd, theirs, family)
+        put_under(fd, theirs.fileno())
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours.detach()
 
 
 def replace(fd: int, family: int, *, bound: tuple[object, ...] | None = None) -> None:

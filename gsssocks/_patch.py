@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import wrapt
 
-from . import _originals
+from . import _listeners, _originals
 from ._config import Settings
 from ._resolver import Placeholders, Resolver
 from ._socket import adopt, connect_code, in_progress, open_tunnel
@@ -60,6 +60,7 @@ def install(
     no_proxy: str | Iterable[str] | None = None,
     rules: RuleChoice = None,
     remote_dns: bool | None = None,
+    bind: bool | None = None,
     **proxy_options: Any,
 ) -> None:
     """Sends every TCP connection that this process makes from now on through a proxy.
@@ -75,13 +76,15 @@ def install(
         rules: what becomes of a connection, by its destination: see `Rules`. They come before `no_proxy`.
         remote_dns: whether a program that resolves names itself gets placeholder addresses for those that go through
             the proxy; None goes by the scheme (socks5h).
+        bind: whether sockets that listen do so at the proxy (see `_listeners`), which lets each accept one connection;
+            None is no, unless environment or file say otherwise.
         proxy_options: arguments of `Proxy`, over those in the URL.
 
     Raises:
         ValueError, TypeError: something is wrong; the message quotes it and says where it comes from. Nothing has been
             changed then.
     """
-    _activate(Settings.load(proxy, no_proxy=no_proxy, rules=rules, remote_dns=remote_dns, **proxy_options))
+    _activate(Settings.load(proxy, no_proxy=no_proxy, rules=rules, remote_dns=remote_dns, bind=bind, **proxy_options))
 
 
 def uninstall() -> None:
@@ -122,6 +125,8 @@ def _activate(settings: Settings | None) -> None:
             _patch()
         if settings is not None and settings.remote_dns:
             _patch_lookups()
+        if settings is not None and settings.bind:
+            _patch_listeners()
         _settings = settings
         if settings is None:
             _restore()
@@ -169,6 +174,23 @@ def _is_remote(name: str, port: int | None) -> bool:
     if name.lower().rstrip(".") in {proxy.host.lower().rstrip(".") for proxy in settings.proxies}:
         return False
     return not settings.rules.is_direct(name, port)
+
+
+def _patch_listeners() -> None:
+    """Has sockets listen at the proxy."""
+    if not any(entry.name == "listen" for entry in _ledger):
+        for name, wrapper in _listeners.wrappers(_listening_proxies).items():
+            wrap(socket.socket, name, wrapper)
+
+
+def _listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
+    settings = _settings
+    if settings is None or not settings.bind:
+        return None
+    decision = _listeners.decide(settings.rules, host, port)
+    if decision.action == "refuse":
+        raise refused_by_rule(f"{host}:{port}", decision.rule)
+    return None if decision.action == "direct" else _proxies(settings.proxies, decision.protection)
 
 
 _LIBRARIES = {

@@ -19,7 +19,7 @@ import threading
 import weakref
 from contextlib import suppress
 
-from . import _originals
+from . import _descriptor, _originals
 from ._stream import LINGER, ProtectedStream
 from ._transport import Deadline, Transport
 
@@ -28,7 +28,6 @@ __all__ = ["relay"]
 _PIECE = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _FOREVER = Deadline(None)
-_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 _running: weakref.WeakSet[_Relay] = weakref.WeakSet()
 
@@ -44,41 +43,16 @@ def relay(fd: int, family: int, stream: ProtectedStream) -> None:
     Raises:
         OSError: no socket could be had; then nothing has changed.
     """
-    blocking, inheritable = os.get_blocking(fd), os.get_inheritable(fd)
-    theirs, ours = _pair(family)
+    theirs, ours = _descriptor.pair(family)
     try:
         tunnelled = os.dup(fd)
-        os.dup2(theirs.fileno(), fd, inheritable)
-        os.set_blocking(fd, blocking)
+        _descriptor.put_under(fd, theirs.fileno())
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
     _Relay(ours, tunnelled, stream).start()
-
-
-def _pair(family: int) -> tuple[_originals.SocketType, _originals.SocketType]:
-    """Two connected TCP sockets. Nobody else on this machine can slip in between: the peers' addresses are compared."""
-    listener = _originals.SocketType(family, socket.SOCK_STREAM, 0)
-    theirs = _originals.SocketType(family, socket.SOCK_STREAM, 0)
-    try:
-        listener.bind((_LOOPBACK[socket.AddressFamily(family)], 0))
-        listener.listen(1)
-        theirs.connect(listener.getsockname())
-        while True:
-            fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-            ours = _originals.SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
-            if peer == theirs.getsockname():
-                # The default timeout is the application's wish for its own sockets.
-                ours.settimeout(None)
-                return theirs, ours
-            ours.close()
-    except BaseException:
-        theirs.close()
-        raise
-    finally:
-        listener.close()
 
 
 class _Relay:

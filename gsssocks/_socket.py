@@ -12,15 +12,15 @@ The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "ke
     recvmsg recvmsg_into                           tunnel
     _sendfile_use_sendfile                         tunnel: never os.sendfile()
     connect connect_ex                             through the proxy
+    bind listen accept _accept                     at the proxy, by BIND (`_bind`)
     shutdown detach dup _real_close __del__        tunnel, then kernel
-    fileno getpeername getsockname                 what a plain socket would say
+    fileno getpeername getsockname getsockopt      what a plain socket would say
     sendfile _sendfile_use_send                    kernel's: it is Python, and calls _sendfile_use_sendfile and send
     _check_sendfile_params                         kernel's: it is Python, and moves nothing
     makefile                                       kernel's: it is Python, and calls recv_into and send
     close _decref_socketios __enter__ __exit__     kernel's: it is Python, and calls _real_close
-    bind listen accept _accept                     kernel
     settimeout gettimeout setblocking getblocking  kernel: `_stream` goes by it
-    getsockopt setsockopt ioctl share              kernel: it is a real TCP socket
+    setsockopt ioctl share                         kernel: it is a real TCP socket
     family type proto timeout _io_refs _closed     kernel
     get_inheritable set_inheritable                kernel
     __getstate__                                   kernel's: refuses to be pickled
@@ -35,9 +35,9 @@ import os
 import socket
 import weakref
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from . import _arguments, _descriptor, _originals
+from . import _arguments, _bind, _originals
 from ._config import Proxy
 from ._relay import relay
 from ._transport import Deadline, Transport, byte_view
@@ -49,13 +49,13 @@ from ._tunnel import (
     attachments,
     checked_address,
     detach,
-    establish,
+    establish_in_place,
     remember,
     share_descriptor,
     tunnel_for,
     tunnel_under,
 )
-from .exceptions import ProxyConnectionError, ReplyError
+from .exceptions import ProxyConnectionError, ProxyError, ReplyError, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,6 +70,8 @@ __all__ = [
     "connect_code",
     "create_connection",
     "in_progress",
+    "may_listen",
+    "open_listener",
     "open_tunnel",
     "tunnelled_class",
     "use_raw",
@@ -83,6 +85,7 @@ _CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _MORE = int(getattr(socket, "MSG_MORE", 0))
 _FASTOPEN = int(getattr(socket, "MSG_FASTOPEN", 0))
 _ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
+_ACCEPTCONN: int | None = getattr(socket, "SO_ACCEPTCONN", None)
 
 
 _relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictionary()
@@ -139,28 +142,30 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
     """
     tunnel = tunnel_for(sock, proxies, _check_connectable(sock, address), name)
     was = type(sock)
-    fd = _originals.SocketType.fileno(sock)
     local = _originals.SocketType.getsockname(sock)
     bound = local if local[1] else None
     tunnel.kernel_name_shown = bound is not None
     with tunnel.stream.negotiating():
         _switch(sock)
-        attach(sock, tunnel, Transport(fd, sock.family))
         try:
-            establish(sock, tunnel)
+            establish_in_place(sock, tunnel, bound=bound)
         except BaseException:
-            detach(sock)
             sock.__class__ = was
-            if _originals.SocketType.fileno(sock) == fd:
-                _descriptor.replace(fd, sock.family, bound=bound)
             raise
-        finally:
-            if _originals.SocketType.fileno(sock) == fd:
-                os.set_blocking(fd, sock.gettimeout() is None)
-            tunnel.settle()
-    remember(tunnel, fd)
+    remember(tunnel, _originals.SocketType.fileno(sock))
     if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
         _make_plain(sock)
+
+
+def open_listener(sock: socket.socket, proxies: Sequence[Proxy]) -> None:
+    """Has the first of `proxies` that answers listen for `sock`, in place, as with `open_tunnel`."""
+    was = type(sock)
+    _switch(sock)
+    try:
+        _bind.listen(sock, proxies)
+    except BaseException:
+        sock.__class__ = was
+        raise
 
 
 def _check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
@@ -171,8 +176,13 @@ def _check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
 
 
 def _is_listening(sock: socket.socket) -> bool:
-    option = getattr(socket, "SO_ACCEPTCONN", None)
-    return option is not None and bool(_originals.SocketType.getsockopt(sock, socket.SOL_SOCKET, option))
+    return _ACCEPTCONN is not None and bool(_originals.SocketType.getsockopt(sock, socket.SOL_SOCKET, _ACCEPTCONN))
+
+
+def may_listen(sock: socket.socket) -> bool:
+    """Whether it is a TCP socket that neither is connected nor listens in the kernel."""
+    tcp = sock.family in _INET and sock.type == socket.SOCK_STREAM
+    return tcp and not _is_connected(sock) and not _is_listening(sock)
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -200,13 +210,24 @@ def use_raw(sock: socket.socket) -> None:
 def _make_plain(sock: socket.socket) -> None:
     """Gives a tunnelled socket a plain connection that carries the same data; `getpeername` answers as before."""
     attachment = attachments[id(sock)]
+    if isinstance(attachment.tunnel, _bind.Listener):
+        raise _accepted_elsewhere()
     relay(attachment.transport.fd, sock.family, attachment.tunnel.stream)
     detach(sock)
     _relayed[cast("GSSSocket", sock)] = attachment.tunnel
 
 
+def _accepted_elsewhere() -> ProxyError:
+    return unsupported(
+        "connections that other code accepts by the bare descriptor of a listening socket",
+        "accept them by the socket's own method, then wrap or detach the connection",
+    )
+
+
 class GSSSocket(socket.socket):
     """A TCP socket whose connection goes through a SOCKS 5 proxy with GSS-API; otherwise a `socket.socket`.
+
+    One that listens does so at the proxy, which gives it one connection for each `listen()` (RFC 1928, BIND).
 
     Args:
         family, type, proto, fileno: as for `socket.socket`.
@@ -271,7 +292,7 @@ class GSSSocket(socket.socket):
 
     def get_proxy_sockname(self) -> tuple[str, int] | None:
         """The proxy's own address towards the target, from its reply; None while not connected."""
-        tunnel = self._tunnel()
+        tunnel = self._tunnel() or _bind.listener_of(self)
         bound = tunnel.bound if tunnel else None
         return (bound.host, bound.port) if bound else None
 
@@ -283,6 +304,8 @@ class GSSSocket(socket.socket):
     # Connecting
 
     def connect(self, address: Any) -> None:
+        if _bind.listener_of(self) is not None:
+            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
         if self._tunnel() is not None:
             return _originals.SocketType.connect(self, address)  # the kernel says what is wrong with that
         _check_connectable(self, address)
@@ -301,6 +324,39 @@ class GSSSocket(socket.socket):
 
     def _proxy(self) -> Proxy:
         return _chosen_proxies.get(self) or Proxy.from_environ()
+
+    # Accepting
+
+    def bind(self, address: Any, /) -> None:
+        super().bind(address)
+        _bind.remember_address(self, address)
+
+    def listen(self, *arguments: int) -> None:
+        listener = _bind.listener_of(self)
+        if listener is None and (self._tunnel() is not None or not may_listen(self)):
+            return super().listen(*arguments)
+        _arguments.check(self.family, "listen", *arguments)
+        open_listener(self, listener.proxies if listener else [self._proxy()])
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        listener = _bind.listener_of(self)
+        if listener is None:
+            return super().accept()
+        fd, tunnel = listener.accept(self)
+        sock = _originals.socket(self.family, self.type, self.proto, fileno=fd)
+        adopt(sock)
+        if socket.getdefaulttimeout() is None and self.gettimeout():
+            sock.setblocking(True)  # as socket.accept does
+        return sock, tunnel.peername
+
+    def _accept(self) -> tuple[int, Any]:
+        listener = _bind.listener_of(self)
+        if listener is None:
+            return cast("tuple[int, Any]", super()._accept())  # type: ignore[misc]
+        # Whoever asks for a bare descriptor is given a plain connection.
+        fd, tunnel = listener.accept(self)
+        relay(fd, self.family, tunnel.stream)
+        return fd, tunnel.peername
 
     # Sending
 
@@ -446,10 +502,19 @@ class GSSSocket(socket.socket):
         attachment = attachments.get(id(self))
         if attachment is None:
             return self._detach_unproxied()
+        if isinstance(attachment.tunnel, _bind.Listener) and not share_descriptor(attachment):
+            return self._detach_listening(attachment)
         if not share_descriptor(attachment):
             _make_plain(self)
         detach(self)
         return super().detach()
+
+    def _detach_listening(self, attachment: Attachment) -> NoReturn:
+        # Detached in any case, as below; and the request ends, or the descriptor would lead into the tunnel.
+        attachment.transport.shutdown(socket.SHUT_RDWR)
+        detach(self)
+        super().detach()
+        raise _accepted_elsewhere()
 
     def _detach_unproxied(self) -> int:
         unconnected = self not in _relayed and not self._closed and not _is_connected(self)  # type: ignore[attr-defined]
@@ -493,8 +558,11 @@ class GSSSocket(socket.socket):
         return None if tunnel is None else tunnel.protection
 
     def _tunnel(self) -> Tunnel | None:
+        """That of a connection; None for a listening socket."""
         attachment = attachments.get(id(self))
-        return attachment.tunnel if attachment else _relayed.get(self)
+        if attachment is None:
+            return _relayed.get(self)
+        return None if isinstance(attachment.tunnel, _bind.Listener) else attachment.tunnel
 
     def fileno(self) -> int:
         attachment = attachments.get(id(self))
@@ -505,16 +573,23 @@ class GSSSocket(socket.socket):
 
     def getpeername(self) -> Any:
         name = super().getpeername()  # ENOTCONN, EBADF where a plain socket would say so
+        if _bind.listener_of(self) is not None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         tunnel = self._tunnel()
         return tunnel.peername if tunnel else name
 
     def getsockname(self) -> Any:
         name = super().getsockname()
-        tunnel = self._tunnel()
+        tunnel = self._tunnel() or _bind.listener_of(self)
         if tunnel is None or tunnel.kernel_name_shown or tunnel.bound is None:
             return name
         bound = tunnel.bound
         return (bound.host, bound.port, 0, 0) if self.family == socket.AF_INET6 else (bound.host, bound.port)
+
+    def getsockopt(self, level: int, option: int, /, *buflen: int) -> Any:
+        if option == _ACCEPTCONN and level == socket.SOL_SOCKET and _bind.listener_of(self) is not None:
+            return 1
+        return super().getsockopt(level, option, *buflen)
 
 
 _chosen_proxies: weakref.WeakKeyDictionary[GSSSocket, Proxy] = weakref.WeakKeyDictionary()

@@ -44,6 +44,7 @@ __all__ = [
     "checked_address",
     "detach",
     "establish",
+    "establish_in_place",
     "initiator",
     "remember",
     "share_descriptor",
@@ -301,6 +302,27 @@ def _resolved(host: str, port: int, family: int) -> str:
     return str(_originals.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4][0])
 
 
+def establish_in_place(sock: socket.socket, tunnel: Tunnel, *, bound: tuple[Any, ...] | None = None) -> None:
+    """Attaches `sock` to the tunnel and makes it, or leaves the socket as it was: not connected.
+
+    Args:
+        bound: the local address that the socket is then bound to again.
+    """
+    fd = _originals.SocketType.fileno(sock)
+    attach(sock, tunnel, Transport(fd, sock.family))
+    try:
+        establish(sock, tunnel)
+    except BaseException:
+        detach(sock)
+        if _originals.SocketType.fileno(sock) == fd:
+            _descriptor.replace(fd, sock.family, bound=bound)
+        raise
+    finally:
+        if _originals.SocketType.fileno(sock) == fd:
+            os.set_blocking(fd, sock.gettimeout() is None)
+        tunnel.settle()
+
+
 def establish(sock: socket.socket, tunnel: Tunnel) -> None:
     """From the proxy's name to the granted request, on the descriptor of `sock`, within one deadline."""
     begun = time.monotonic()
@@ -355,10 +377,11 @@ def _negotiate(
 
 
 def _log_connection(tunnel: Tunnel, seconds: float) -> None:
+    done = ("listening at", tunnel.bound) if tunnel.command == Command.BIND else ("connected to", tunnel.destination)
     log(
         logging.INFO,
-        "connected to %s through %s as %s: %s, %.0f ms",
-        tunnel.destination,
+        "%s %s through %s as %s: %s, %.0f ms",
+        *done,
         tunnel.proxy,
         tunnel.context.initiator_name if tunnel.context else tunnel.proxy.username or "nobody",
         tunnel.protection,

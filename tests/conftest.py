@@ -63,6 +63,13 @@ def dante_none(realm: Realm) -> Iterator[Dante]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def dante_same_same(realm: Realm) -> Iterator[Dante]:
+    """Dante that listens for BIND at ::1 for whoever comes to it there."""
+    with Dante(realm, enctype="confidentiality", same_same=True) as started:
+        yield started
+
+
 @pytest.fixture(params=["integrity", "confidentiality"])
 def dante(request: pytest.FixtureRequest) -> Dante:
     """Dante at each of the RFC's protection levels, one after the other."""

@@ -27,7 +27,7 @@ FLOORS: dict[str, int] = {
         10: ["", "cli", "__main__", "_inject", "_injection"],
         9: ["adapters", "_startup"],
         8: ["_patch", "_check"],
-        7: ["_tls", "_resolver", "server"],
+        7: ["_tls", "_resolver", "_listeners", "server"],
         6: ["_socket"],
         5: ["_udp", "_bind", "_relay", "_tunnel"],
         4: ["_stream"],

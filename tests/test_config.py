@@ -578,6 +578,7 @@ class TestSettings:
             nec = yes
             no_proxy = .internal.example, 10.0.0.0/8
             remote_dns = no
+            bind = yes
 
             [rules]
             *:443 = confidentiality
@@ -590,6 +591,7 @@ class TestSettings:
         assert settings.rules.decide("host.example", 443).protection == "confidentiality"
         assert settings.rules.decide("2001:db8::1", 25).action == "refuse"
         assert not settings.remote_dns
+        assert settings.bind
         assert settings.sources["proxy"] == f"{file} [proxy] url"
         assert settings.sources["rules"] == f"{file} [rules]"
 
@@ -630,6 +632,13 @@ class TestSettings:
     def test_scheme_says_who_resolves_names(self, scheme: str) -> None:
         assert Settings.load(f"{scheme}://proxy", environ={}).remote_dns == (scheme == "socks5h")
 
+    def test_bind_by_argument_and_by_variable(self) -> None:
+        assert not Settings.load(URL, environ={}).bind
+        variable = {"GSSSOCKS_BIND": "yes"}
+        assert Settings.load(URL, environ=variable).bind
+        assert Settings.load(URL, environ=variable).sources["bind"] == "environment variable GSSSOCKS_BIND"
+        assert not Settings.load(URL, environ=variable, bind=False).bind
+
     def test_remote_dns_by_argument_and_by_variable(self) -> None:
         variable = {"GSSSOCKS_REMOTE_DNS": "no"}
         assert not Settings.load(URL, environ=variable).remote_dns
@@ -659,6 +668,7 @@ class TestSettings:
             ("[proxy]\ntimeout = soon\n", "not 'soon'"),
             ("[proxy]\nno_proxy = 10.0.0.0/99\n", "bad destination '10.0.0.0/99'"),
             ("[proxy]\nremote_dns = perhaps\n", "not 'perhaps'"),
+            ("[proxy]\nbind = perhaps\n", "bind must be true or false, not 'perhaps'"),
             ("[porxy]\nservice = rcmd\n", "unknown section 'porxy'; did you mean 'proxy'?"),
             ("[rules]\nhost.example = allow\n", "bad rule 'host.example=allow'"),
             ("service = rcmd\n", "no section headers"),
@@ -693,6 +703,7 @@ class TestSettings:
             ("GSSSOCKS_NO_PROXY", "10.0.0.0/99"),
             ("GSSSOCKS_RULES", "host.example=allow"),
             ("GSSSOCKS_REMOTE_DNS", "perhaps"),
+            ("GSSSOCKS_BIND", "perhaps"),
             ("GSSSOCKS_TIMEOUT", "soon"),
         ],
     )

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import pickle
 import select
+import socket
 import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
 import gsssocks
+from tests.peers.binding import SOON, listening, peer_of
 from tests.peers.host import PATIENCE_SECONDS
+from tests.peers.receiving import receive_exactly
 from tests.peers.targets import octets
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     from gsssocks.testing import Realm
@@ -75,6 +78,33 @@ class Child:
         succeeded, value = pickle.loads(said)
         assert succeeded, value
         return value
+
+
+def test_child_accepts_though_a_thread_of_its_parent_was_waiting(realm: Realm, dante_confidentiality: Dante) -> None:
+    with realm.activate(), listening(dante_confidentiality.url()) as listener:
+        waiting = threading.Event()
+
+        def wait_in_vain() -> None:
+            listener.settimeout(SOON)
+            waiting.set()
+            with suppress(TimeoutError, socket.timeout):
+                listener.accept()
+
+        def accept_and_echo() -> None:
+            listener.settimeout(PATIENCE_SECONDS)
+            sock, _ = listener.accept()
+            with sock:
+                sock.sendall(receive_exactly(sock, 4))
+
+        thread = threading.Thread(target=wait_in_vain)
+        thread.start()
+        assert waiting.wait(PATIENCE_SECONDS)
+        child = Child(accept_and_echo)
+        thread.join()
+        with peer_of(listener) as peer:
+            peer.sendall(b"ping")
+            assert receive_exactly(peer, 4) == b"ping"
+        child.result()
 
 
 def talk(tunnel: socket.socket, data: bytes) -> bytes:

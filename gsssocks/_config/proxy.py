@@ -376,7 +376,7 @@ def parsed_option(name: str, text: str, source: str) -> object:
                 _check_choice(name, text, _CHOICES[name])
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-    if name in ("nec", "pipelined", "remote_dns"):
+    if name in ("nec", "pipelined", "remote_dns", "bind"):
         if text.lower() not in _TRUE + _FALSE:
             raise ValueError(f"{source}: {name} must be true or false, not {text!r}")
         return text.lower() in _TRUE

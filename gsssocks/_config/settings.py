@@ -24,7 +24,7 @@ ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
 RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
 
 _NO_PROXY_VARIABLES = ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy")
-_FILE_OPTIONS = ("url", "no_proxy", "remote_dns", *URL_OPTIONS)
+_FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "bind", *URL_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class Settings:
         rules: what becomes of a connection, by its destination.
         remote_dns: whether programs that resolve names themselves get placeholder addresses for those that go through a
             proxy.
+        bind: whether sockets that listen do so at a proxy.
         sources: for each thing that was said, where: "argument", "proxy URL", a variable's or a file's name.
     """
 
     proxies: tuple[Proxy, ...]
     rules: Rules
     remote_dns: bool
+    bind: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -52,6 +54,7 @@ class Settings:
         no_proxy: str | Iterable[str] | None = None,
         rules: RuleChoice = None,
         remote_dns: bool | None = None,
+        bind: bool | None = None,
         environ: Mapping[str, str] | None = None,
         **proxy_options: object,
     ) -> Settings:
@@ -63,6 +66,7 @@ class Settings:
                 `NO_PROXY`, else loopback.
             rules: see `Rules`; None is what `GSSSOCKS_RULES` says, else the file.
             remote_dns: None is what `GSSSOCKS_REMOTE_DNS` says, else the file, else the scheme of the first proxy.
+            bind: None is what `GSSSOCKS_BIND` says, else the file, else no.
             environ: None is `os.environ`. `GSSSOCKS_CONFIG` is the file's path.
             proxy_options: arguments of `Proxy`, for every proxy.
 
@@ -70,7 +74,7 @@ class Settings:
             ValueError, TypeError: something is wrong; the message quotes it and names its source.
         """
         return _Sources(os.environ if environ is None else environ).settings(
-            cls, proxy, no_proxy, rules, remote_dns, proxy_options
+            cls, proxy, no_proxy, rules, remote_dns, bind, proxy_options
         )
 
 
@@ -90,6 +94,7 @@ class _Sources:
         no_proxy: str | Iterable[str] | None,
         rules: RuleChoice,
         remote_dns: bool | None,  # noqa: FBT001
+        bind: bool | None,  # noqa: FBT001
         options: dict[str, object],
     ) -> Settings:
         proxies = self._proxies(proxy, options)
@@ -97,7 +102,8 @@ class _Sources:
         return cls(
             proxies=proxies,
             rules=self._rules(rules, bypass),
-            remote_dns=self._remote_dns(proxies[0], remote_dns),
+            remote_dns=self._choice("remote_dns", remote_dns, default=proxies[0].remote_dns),
+            bind=self._choice("bind", bind, default=False),
             sources=self.said,
         )
 
@@ -180,18 +186,19 @@ class _Sources:
         except ValueError as error:
             raise error if source == "argument" else ValueError(f"{source}: {error}") from error
 
-    def _remote_dns(self, first: Proxy, remote_dns: bool | None) -> bool:  # noqa: FBT001
-        if remote_dns is not None:
-            self.said["remote_dns"] = "argument"
-            return remote_dns
+    def _choice(self, name: str, chosen: bool | None, *, default: bool) -> bool:  # noqa: FBT001
+        if chosen is not None:
+            self.said[name] = "argument"
+            return chosen
+        variable = f"GSSSOCKS_{name.upper()}"
         for source, text in (
-            ("environment variable GSSSOCKS_REMOTE_DNS", self._environ.get("GSSSOCKS_REMOTE_DNS", "")),
-            (self._file_source("remote_dns"), self._option("remote_dns")),
+            (f"environment variable {variable}", self._environ.get(variable, "")),
+            (self._file_source(name), self._option(name)),
         ):
             if text:
-                self.said["remote_dns"] = source
-                return bool(parsed_option("remote_dns", text, source))
-        return first.remote_dns
+                self.said[name] = source
+                return bool(parsed_option(name, text, source))
+        return default
 
 
 def _with_subdomains(no_proxy: str) -> str:

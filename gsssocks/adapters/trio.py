@@ -23,6 +23,8 @@ def cover(trio_socket: ModuleType) -> None:
 
 def _by_own_method(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wait, function, *rest = args
-    if attachment_of(instance._sock) is not None:
+    # trio takes no other class for an accepted connection than `socket.socket`: by accept() unbound it gets one, plain,
+    # since that calls the socket's own _accept().
+    if attachment_of(instance._sock) is not None and function.__name__ != "accept":
         function = getattr(type(instance._sock), function.__name__)
     return wrapped(wait, function, *rest, **kwargs)

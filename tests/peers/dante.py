@@ -36,6 +36,9 @@ class Dante:
         nec: Expect the protection level unwrapped, as NEC's clients send it.
         debug: Dante's debug level; its log is then long.
         buffer_size: Of each socket, in each direction, instead of the kernel's choice, which is some megabytes.
+        same_same: Listen for BIND at the address that the client connected to. Otherwise it would look for a global
+            address for a client that asks for ::, and there is none on the loopback interface.
+        bind_replies: Let peers connect where it listens for BIND.
 
     Raises:
         RuntimeError: It is not built, or does not start.
@@ -44,13 +47,23 @@ class Dante:
     host = "localhost"
 
     def __init__(
-        self, realm: Realm, *, enctype: str | None, nec: bool = False, debug: int = 0, buffer_size: int | None = None
+        self,
+        realm: Realm,
+        *,
+        enctype: str | None,
+        nec: bool = False,
+        debug: int = 0,
+        buffer_size: int | None = None,
+        same_same: bool = False,
+        bind_replies: bool = True,
     ) -> None:
         self._realm = realm
         self._enctype = enctype
         self._nec = nec
         self._debug = debug
         self._buffer_size = buffer_size
+        self._same_same = same_same
+        self._bind_replies = bind_replies
         self._port: ReservedPort | None = None
         self._watchdog: Watchdog | None = None
         self._daemon: Daemon | None = None
@@ -137,6 +150,7 @@ internal: 127.0.0.1 port = {self.port}
 internal: ::1 port = {self.port}
 external: 127.0.0.1
 external: ::1
+{"external.rotation: same-same" if self._same_same else ""}
 user.privileged: {user}
 user.unprivileged: {user}
 clientmethod: none
@@ -156,7 +170,7 @@ socks pass {{
 }}
 socks pass {{
     from: 0/0 to: 0/0
-    command: bindreply udpreply
+    command: {"bindreply " if self._bind_replies else ""}udpreply
     log: connect disconnect error
 }}
 """

@@ -70,12 +70,12 @@ def package_index(directory: Path, trust: trustme.CA) -> Iterator[int]:
 
 
 @contextmanager
-def ftp_server(directory: Path) -> Iterator[int]:
+def ftp_server(directory: Path, address: str = "127.0.0.1") -> Iterator[int]:
     """Serves a directory by FTP, to be read and written by alice, whose password is secret; its port."""
     authorizer = DummyAuthorizer()
     authorizer.add_user("alice", "secret", str(directory), perm="elrw")
     handler = type("Handler", (FTPHandler,), {"authorizer": authorizer, "use_sendfile": False})
-    server = FTPServer(("127.0.0.1", 0), handler, ioloop=IOLoop())
+    server = FTPServer((address, 0), handler, ioloop=IOLoop())
     ended = threading.Event()
 
     def serve() -> None:
