@@ -23,6 +23,7 @@ import wrapt
 from . import _listeners, _originals
 from ._config import Settings
 from ._resolver import Placeholders, Resolver
+from ._sendfile import send_file
 from ._socket import adopt, connect_code, in_progress, open_tunnel
 from ._tunnel import attachment_of, tunnel_under
 from .exceptions import refused_by_rule
@@ -270,10 +271,10 @@ def _adopt(sock: socket.socket) -> None:
 
 def _sendfile(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     fd = args[0] if args else kwargs.get("out_fd", -1)
-    if isinstance(fd, int) and tunnel_under(fd) is not None:
-        # What a kernel says that cannot do it; callers then send the file by send().
-        raise OSError(errno.EINVAL, "os.sendfile() would send the file unprotected into a tunnel")
-    return wrapped(*args, **kwargs)
+    tunnel = tunnel_under(fd) if isinstance(fd, int) else None
+    if tunnel is None:
+        return wrapped(*args, **kwargs)
+    return send_file(tunnel, **dict(zip(_SENDFILE, args)), **kwargs)
 
 
 def _connect(
@@ -386,6 +387,7 @@ def _proxies(proxies: tuple[Proxy, ...], protection: str | None) -> tuple[Proxy,
     return proxies if protection is None else tuple(proxy.demanding(protection) for proxy in proxies)
 
 
+_SENDFILE = ("out_fd", "in_fd", "offset", "count")
 # As numbers: `socket.socket` makes an enum member of them each time, which takes longer than deciding.
 _family = _originals.SocketType.family.__get__
 _type = _originals.SocketType.type.__get__

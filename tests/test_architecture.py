@@ -28,7 +28,7 @@ FLOORS: dict[str, int] = {
         9: ["adapters", "_startup"],
         8: ["_patch", "_check"],
         7: ["_tls", "_resolver", "_listeners", "server"],
-        6: ["_socket"],
+        6: ["_sendfile", "_socket"],
         5: ["_udp", "_bind", "_relay", "_tunnel"],
         4: ["_stream"],
         3: ["_negotiation", "_arguments"],

@@ -6,7 +6,9 @@ import asyncio
 import errno
 import hashlib
 import os
+import select
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,13 +21,16 @@ import pytest
 import gsssocks
 from tests.peers.dante import Dante
 from tests.peers.host import PATIENCE_SECONDS, Host, received_until_end
+from tests.peers.receiving import receive_exactly
 from tests.peers.targets import SinkServer, octets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import trustme
+
     from gsssocks.testing import Realm
-    from tests.peers.targets import EchoServer
+    from tests.peers.targets import EchoServer, HTTPSServer
 
 SIZE = 16 << 20
 
@@ -173,16 +178,59 @@ def test_detached_descriptor_ends_when_the_proxy_does(realm: Realm, echo: EchoSe
 
 @pytest.mark.usefixtures("tunnel")
 class TestSendfile:
-    def test_by_the_kernel_is_refused_as_by_a_kernel_that_cannot(self, tunnel: socket.socket, file: Path) -> None:
-        with open(file, "rb") as source, pytest.raises(OSError) as caught:
-            os.sendfile(tunnel.fileno(), source.fileno(), 0, 10)
-        assert caught.value.errno == errno.EINVAL
+    @pytest.mark.parametrize("offset", [0, 5, 299_995])
+    def test_to_the_descriptor_goes_through_the_tunnel(self, tunnel: socket.socket, file: Path, offset: int) -> None:
+        with open(file, "rb") as source:
+            sent = os.sendfile(tunnel.fileno(), source.fileno(), offset, 10)
+            assert sent == min(10, 300_000 - offset)
+            assert source.tell() == 0
+        assert receive_exactly(tunnel, sent) == octets(sent, offset)
 
-    def test_leaves_nothing_in_the_stream_where_it_is_refused(self, tunnel: socket.socket, file: Path) -> None:
-        with open(file, "rb") as source, pytest.raises(OSError):
-            os.sendfile(tunnel.fileno(), source.fileno(), 0, 10)
+    def test_without_an_offset_moves_on_in_the_file(self, tunnel: socket.socket, file: Path) -> None:
+        with open(file, "rb", buffering=0) as source:
+            source.seek(7)
+            assert os.sendfile(tunnel.fileno(), source.fileno(), None, 10) == 10
+            assert source.tell() == 17
+        assert receive_exactly(tunnel, 10) == octets(10, 7)
+
+    def test_behind_the_end_of_the_file_sends_nothing(self, tunnel: socket.socket, file: Path) -> None:
+        with open(file, "rb") as source:
+            assert os.sendfile(tunnel.fileno(), source.fileno(), 300_000, 10) == 0
         tunnel.sendall(b"hello")
         assert tunnel.recv(100) == b"hello"
+
+    def test_of_what_is_no_file_is_refused_as_by_the_kernel(self, tunnel: socket.socket) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        with ours, theirs, pytest.raises(OSError) as caught:
+            os.sendfile(tunnel.fileno(), ours.fileno(), 0, 10)
+        assert caught.value.errno == errno.EINVAL
+
+    def test_whole_file_to_a_descriptor_that_does_not_wait(self, file: Path) -> None:
+        """What was reported as sent was, and the rest follows from there."""
+        with SinkServer() as sink, socket.create_connection(sink.address, PATIENCE_SECONDS) as tunnel:
+            tunnel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            tunnel.setblocking(False)
+            with open(file, "rb") as source:
+                done = 0
+                while done < 300_000:
+                    try:
+                        done += os.sendfile(tunnel.fileno(), source.fileno(), done, 300_000)
+                    except BlockingIOError:
+                        select.select([], [tunnel], [], PATIENCE_SECONDS)
+            tunnel.settimeout(PATIENCE_SECONDS)
+            tunnel.shutdown(socket.SHUT_WR)
+            assert received_until_end(tunnel).decode() == hashlib.sha256(octets(300_000)).hexdigest()
+
+    def test_under_tls_is_refused_as_by_a_kernel_that_cannot(
+        self, trust: trustme.CA, https_server: HTTPSServer, file: Path
+    ) -> None:
+        context = ssl.create_default_context()
+        trust.configure_trust(context)
+        plain = socket.create_connection(https_server.address, PATIENCE_SECONDS)
+        with context.wrap_socket(plain, server_hostname="localhost") as encrypted, open(file, "rb") as source:
+            with pytest.raises(OSError) as caught:
+                os.sendfile(encrypted.fileno(), source.fileno(), 0, 10)
+            assert caught.value.errno == errno.EINVAL
 
     def test_of_a_socket_sends_all_the_same(self, file: Path) -> None:
         with SinkServer() as sink, socket.create_connection(sink.address, PATIENCE_SECONDS) as tunnel:
