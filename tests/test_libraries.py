@@ -170,7 +170,8 @@ class TestAsyncio:
         async def talk() -> bytes:
             reader, writer = await asyncio.open_connection("localhost", https_server.address[1], ssl=context)
             writer.write(REQUEST)
-            received = await reader.read()
+            # Not read(): at the end of the stream uvloop forgets what it has not handed out yet, also without a proxy.
+            received = await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(SIZE)
             writer.close()
             return received
 
