@@ -131,6 +131,8 @@ class _Examination:
         if settings.rules.written:
             facts["rules"] = ", ".join("=".join(rule) for rule in settings.rules.written)
         facts["names"] = "resolved by the proxy" if settings.remote_dns else "resolved here"
+        if settings.remote_dns:
+            facts["placeholders"] = ", ".join(settings.placeholders)
         self._destination = _destination(self._target)
         if self._target is not None:
             decision = settings.rules.decide(self._destination.host, self._destination.port)

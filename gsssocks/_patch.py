@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from ._config import Proxy
+    from ._config.placeholders import PlaceholderRanges
     from ._config.settings import ProxyChoice, RuleChoice
 
 __all__ = ["Status", "goes_through_proxy", "install", "installed", "status", "uninstall", "wrap"]
@@ -62,6 +63,7 @@ def install(
     rules: RuleChoice = None,
     remote_dns: bool | None = None,
     bind: bool | None = None,
+    placeholders: str | Iterable[str] | None = None,
     **proxy_options: Any,
 ) -> None:
     """Sends every TCP connection that this process makes from now on through a proxy.
@@ -79,13 +81,25 @@ def install(
             the proxy; None goes by the scheme (socks5h).
         bind: whether sockets that listen do so at the proxy (see `_listeners`), which lets each accept one connection;
             None is no, unless environment or file say otherwise.
+        placeholders: the ranges that these come from, instead of 198.18.0.0/15 and 100::/64: one or two CIDR blocks.
+            Addresses that were given out before go on standing for their names.
         proxy_options: arguments of `Proxy`, over those in the URL.
 
     Raises:
         ValueError, TypeError: something is wrong; the message quotes it and says where it comes from. Nothing has been
             changed then.
     """
-    _activate(Settings.load(proxy, no_proxy=no_proxy, rules=rules, remote_dns=remote_dns, bind=bind, **proxy_options))
+    _activate(
+        Settings.load(
+            proxy,
+            no_proxy=no_proxy,
+            rules=rules,
+            remote_dns=remote_dns,
+            placeholders=placeholders,
+            bind=bind,
+            **proxy_options,
+        )
+    )
 
 
 def uninstall() -> None:
@@ -122,6 +136,8 @@ def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
 def _activate(settings: Settings | None) -> None:
     global _settings
     with _lock:
+        if settings is not None and settings.remote_dns:
+            _choose_placeholders(settings.placeholders)
         if settings is not None and not _ledger:
             _patch()
         if settings is not None and settings.remote_dns:
@@ -153,16 +169,24 @@ def _patch() -> None:
     _watch_libraries()
 
 
+_placeholders: Placeholders | None = None
 _resolver: Resolver | None = None
+
+
+def _choose_placeholders(ranges: PlaceholderRanges) -> None:
+    global _placeholders, _resolver
+    # Kept for good: what a program was once answered, it may connect to at any time.
+    if _placeholders is not None:
+        _placeholders.move(*ranges)
+        return
+    _placeholders = Placeholders(*ranges)
+    _resolver = Resolver(_placeholders, _is_remote)
 
 
 def _patch_lookups() -> None:
     """Has names that go to the proxy answered by placeholders."""
-    global _resolver
-    if any(entry.name == "getaddrinfo" for entry in _ledger):
+    if _resolver is None or any(entry.name == "getaddrinfo" for entry in _ledger):
         return
-    # Kept for good: what a program was once answered, it may connect to at any time.
-    _resolver = _resolver or Resolver(Placeholders(), _is_remote)
     for name, wrapper in _resolver.wrappers().items():
         wrap(socket, name, wrapper)
 

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsssocks import Bypass, Proxy
-from gsssocks._config import PROTECTION_LEVELS, UNPROXIED_BY_DEFAULT, Rules, Settings
+from gsssocks._config import (
+    IPV4_RANGE,
+    IPV6_RANGE,
+    PROTECTION_LEVELS,
+    UNPROXIED_BY_DEFAULT,
+    Rules,
+    Settings,
+)
 from gsssocks._protocol import Method, ProtectionLevel
 
 if TYPE_CHECKING:
@@ -644,6 +651,52 @@ class TestSettings:
         assert not Settings.load(URL, environ=variable).remote_dns
         assert Settings.load(URL, environ=variable, remote_dns=True).remote_dns
 
+    @pytest.mark.parametrize(
+        ("placeholders", "ranges"),
+        [
+            (None, (IPV4_RANGE, IPV6_RANGE)),
+            ("10.99.0.0/16", ("10.99.0.0/16", IPV6_RANGE)),
+            ("fd00:99::/32", (IPV4_RANGE, "fd00:99::/32")),
+            (" fd00:99::/32 , 10.99.0.0/16 ", ("10.99.0.0/16", "fd00:99::/32")),
+            (["10.99.0.0/16", "fd00:99::/32"], ("10.99.0.0/16", "fd00:99::/32")),
+        ],
+    )
+    def test_placeholders(self, placeholders: Any, ranges: tuple[str, str]) -> None:
+        assert Settings.load(URL, environ={}, placeholders=placeholders).placeholders == ranges
+
+    def test_strength_of_the_sources_of_placeholders(self, file: Path) -> None:
+        text = "[proxy]\nplaceholders = 10.1.0.0/16\n"
+        variable = {"GSSSOCKS_PLACEHOLDERS": "10.2.0.0/16"}
+        settings = self.load(file, text, proxy=URL)
+        assert (settings.placeholders.ipv4, settings.sources["placeholders"]) == (
+            "10.1.0.0/16",
+            f"{file} [proxy] placeholders",
+        )
+        settings = self.load(file, text, variable, proxy=URL)
+        assert settings.placeholders.ipv4 == "10.2.0.0/16"
+        assert settings.sources["placeholders"] == "environment variable GSSSOCKS_PLACEHOLDERS"
+        settings = self.load(file, text, variable, proxy=URL, placeholders="10.3.0.0/16")
+        assert (settings.placeholders.ipv4, settings.sources["placeholders"]) == ("10.3.0.0/16", "argument")
+
+    @pytest.mark.parametrize(
+        ("placeholders", "says"),
+        [
+            ("198.18.0.0/33", "bad placeholders '198.18.0.0/33'"),
+            ("198.18.0.1/15", "has host bits set"),
+            ("example.org", "bad placeholders 'example.org'"),
+            ("", "bad placeholders ''"),
+            ("192.0.2.0/31", "'192.0.2.0/31': a range needs 4 addresses or more"),
+            ("10.0.0.0/8,198.18.0.0/15", "'198.18.0.0/15' is the second range for IPv4"),
+        ],
+    )
+    def test_placeholders_that_cannot_be(self, placeholders: str, says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            Settings.load(URL, environ={}, placeholders=placeholders)
+
+    def test_placeholders_of_a_wrong_type(self) -> None:
+        with pytest.raises(TypeError, match="a range of placeholders is a string, not 8"):
+            Settings.load(URL, environ={}, placeholders=[8])  # type: ignore[list-item]
+
     def test_no_proxy_of_the_environment_goes_with_a_proxy_of_the_environment(self) -> None:
         environ = {"GSSSOCKS_PROXY": URL, "NO_PROXY": "host.example"}
         assert Settings.load(environ=environ).rules.decide("host.example", 1).action == "direct"
@@ -669,6 +722,7 @@ class TestSettings:
             ("[proxy]\nno_proxy = 10.0.0.0/99\n", "bad destination '10.0.0.0/99'"),
             ("[proxy]\nremote_dns = perhaps\n", "not 'perhaps'"),
             ("[proxy]\nbind = perhaps\n", "bind must be true or false, not 'perhaps'"),
+            ("[proxy]\nplaceholders = 198.18.0.0/33\n", "bad placeholders '198.18.0.0/33'"),
             ("[porxy]\nservice = rcmd\n", "unknown section 'porxy'; did you mean 'proxy'?"),
             ("[rules]\nhost.example = allow\n", "bad rule 'host.example=allow'"),
             ("service = rcmd\n", "no section headers"),
@@ -704,6 +758,7 @@ class TestSettings:
             ("GSSSOCKS_RULES", "host.example=allow"),
             ("GSSSOCKS_REMOTE_DNS", "perhaps"),
             ("GSSSOCKS_BIND", "perhaps"),
+            ("GSSSOCKS_PLACEHOLDERS", "198.18.0.0/33"),
             ("GSSSOCKS_TIMEOUT", "soon"),
         ],
     )

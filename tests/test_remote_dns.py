@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 NAME = "target.invalid"
 """Known to `proxy`, and to nobody else: no resolver answers names below "invalid" (RFC 6761)."""
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
+OTHER_RANGES = ("10.99.0.0/16", "fd00:99::/64")
 FUNCTIONS = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 
 
@@ -285,6 +286,36 @@ class TestLookups:
         with gsssocks.installed(proxy.url()):
             assert all(getattr(socket, name) is not plain for name, plain in zip(FUNCTIONS, before))
         assert all(getattr(socket, name) is plain for name, plain in zip(FUNCTIONS, before))
+
+
+class TestOtherRanges:
+    def test_are_what_lookups_answer_from(self, proxy: ProxyServer) -> None:
+        with gsssocks.installed(proxy.url(), placeholders=OTHER_RANGES):
+            for family, network in zip(FAMILIES, OTHER_RANGES):
+                address = socket.getaddrinfo(NAME, 80, family)[0][4][0]
+                assert ipaddress.ip_address(address) in ipaddress.ip_network(network)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_connect_to_an_address_from_before_them_goes_on(
+        self, family: int, proxy: ProxyServer, echo: EchoServer
+    ) -> None:
+        with gsssocks.installed(proxy.url()):
+            earlier = socket.getaddrinfo(NAME, echo.address[1], family, socket.SOCK_STREAM)[0][4]
+            gsssocks.install(proxy.url(), placeholders=OTHER_RANGES)
+            later = socket.getaddrinfo(NAME, echo.address[1], family, socket.SOCK_STREAM)[0][4]
+            assert earlier != later
+            for address in (earlier, later):
+                with socket.socket(family) as sock:
+                    sock.connect(address)
+                    assert echoed(sock)
+                assert str(last_session(proxy).destination) == f"{NAME}:{echo.address[1]}"
+
+    def test_that_overlap_those_from_before_are_refused_and_nothing_changes(self, proxy: ProxyServer) -> None:
+        with gsssocks.installed(proxy.url()):
+            before = gsssocks.status()
+            with pytest.raises(ValueError, match=r"bad placeholders '198\.18\.0\.0/16'"):
+                gsssocks.install(proxy.url(), placeholders="198.18.0.0/16")
+            assert gsssocks.status() == before
 
 
 class TestConnect:

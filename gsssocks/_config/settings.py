@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from .placeholders import PlaceholderRanges
 from .proxy import URL_OPTIONS, Proxy, environ_options, environ_url, parsed_option
 from .rules import Bypass, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["ProxyChoice", "RuleChoice", "Settings"]
 
@@ -24,7 +25,7 @@ ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
 RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
 
 _NO_PROXY_VARIABLES = ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy")
-_FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "bind", *URL_OPTIONS)
+_FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Settings:
         remote_dns: whether programs that resolve names themselves get placeholder addresses for those that go through a
             proxy.
         bind: whether sockets that listen do so at a proxy.
+        placeholders: the ranges that those come from.
         sources: for each thing that was said, where: "argument", "proxy URL", a variable's or a file's name.
     """
 
     proxies: tuple[Proxy, ...]
     rules: Rules
     remote_dns: bool
+    placeholders: PlaceholderRanges
     bind: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,6 +58,7 @@ class Settings:
         rules: RuleChoice = None,
         remote_dns: bool | None = None,
         bind: bool | None = None,
+        placeholders: str | Iterable[str] | None = None,
         environ: Mapping[str, str] | None = None,
         **proxy_options: object,
     ) -> Settings:
@@ -67,6 +71,7 @@ class Settings:
             rules: see `Rules`; None is what `GSSSOCKS_RULES` says, else the file.
             remote_dns: None is what `GSSSOCKS_REMOTE_DNS` says, else the file, else the scheme of the first proxy.
             bind: None is what `GSSSOCKS_BIND` says, else the file, else no.
+            placeholders: None is what `GSSSOCKS_PLACEHOLDERS` says, else the file, else the default ranges.
             environ: None is `os.environ`. `GSSSOCKS_CONFIG` is the file's path.
             proxy_options: arguments of `Proxy`, for every proxy.
 
@@ -74,7 +79,7 @@ class Settings:
             ValueError, TypeError: something is wrong; the message quotes it and names its source.
         """
         return _Sources(os.environ if environ is None else environ).settings(
-            cls, proxy, no_proxy, rules, remote_dns, bind, proxy_options
+            cls, proxy, no_proxy, rules, remote_dns, placeholders, bind, proxy_options
         )
 
 
@@ -94,6 +99,7 @@ class _Sources:
         no_proxy: str | Iterable[str] | None,
         rules: RuleChoice,
         remote_dns: bool | None,  # noqa: FBT001
+        placeholders: str | Iterable[str] | None,
         bind: bool | None,  # noqa: FBT001
         options: dict[str, object],
     ) -> Settings:
@@ -103,6 +109,7 @@ class _Sources:
             proxies=proxies,
             rules=self._rules(rules, bypass),
             remote_dns=self._choice("remote_dns", remote_dns, default=proxies[0].remote_dns),
+            placeholders=self._placeholders(placeholders),
             bind=self._choice("bind", bind, default=False),
             sources=self.said,
         )
@@ -190,15 +197,30 @@ class _Sources:
         if chosen is not None:
             self.said[name] = "argument"
             return chosen
-        variable = f"GSSSOCKS_{name.upper()}"
-        for source, text in (
-            (f"environment variable {variable}", self._environ.get(variable, "")),
-            (self._file_source(name), self._option(name)),
-        ):
+        for source, text in self._weaker(name):
             if text:
                 self.said[name] = source
                 return bool(parsed_option(name, text, source))
         return default
+
+    def _placeholders(self, placeholders: str | Iterable[str] | None) -> PlaceholderRanges:
+        if placeholders is not None:
+            self.said["placeholders"] = "argument"
+            return PlaceholderRanges.parsed(placeholders)
+        for source, text in self._weaker("placeholders"):
+            if text:
+                self.said["placeholders"] = source
+                try:
+                    return PlaceholderRanges.parsed(text)
+                except ValueError as error:
+                    raise ValueError(f"{source}: {error}") from error
+        return PlaceholderRanges()
+
+    def _weaker(self, name: str) -> Iterator[tuple[str, str]]:
+        """What the environment, then what the file says of an option."""
+        variable = f"GSSSOCKS_{name.upper()}"
+        yield f"environment variable {variable}", self._environ.get(variable, "")
+        yield self._file_source(name), self._option(name)
 
 
 def _with_subdomains(no_proxy: str) -> str:
