@@ -10,18 +10,20 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
-import logging
 import os
 import socket
 import sys
 import threading
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import wrapt
 
 from . import _listeners, _originals
 from ._config import Settings
+from ._logging import log_to_stderr_if_asked, log_to_stderr_no_more
+from ._references import exchange
 from ._resolver import Placeholders, Resolver
 from ._sendfile import send_file
 from ._socket import adopt, connect_code, in_progress, open_tunnel
@@ -30,7 +32,6 @@ from .exceptions import refused_by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import ModuleType
 
     from ._config import Proxy
     from ._config.placeholders import PlaceholderRanges
@@ -48,11 +49,13 @@ class _Patched(NamedTuple):
     name: str
     own: Any | None
     """What stood in the owner's own namespace; None where the attribute was inherited."""
+    wrapped: Any
+    """What stands there instead."""
 
 
-_log = logging.getLogger("gsssocks")
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
+_references: list[str] = []
 _settings: Settings | None = None
 
 
@@ -112,6 +115,8 @@ class Status(NamedTuple):
 
     patched: tuple[str, ...]
     """What is patched, by name; empty if nothing is installed."""
+    references: tuple[str, ...]
+    """What other modules had taken of that before, by their own names for it; covered as well."""
     settings: Settings | None
     """What `install()` gathered, with where each part came from (`settings.sources`)."""
 
@@ -119,7 +124,8 @@ class Status(NamedTuple):
 def status() -> Status:
     """What is installed now."""
     with _lock:
-        return Status(tuple(f"{entry.owner.__name__}.{entry.name}" for entry in _ledger), _settings)
+        patched = tuple(f"{entry.owner.__name__}.{entry.name}" for entry in _ledger)
+        return Status(patched, tuple(_references), _settings)
 
 
 @contextmanager
@@ -136,31 +142,30 @@ def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
 def _activate(settings: Settings | None) -> None:
     global _settings
     with _lock:
-        if settings is not None and settings.remote_dns:
-            _choose_placeholders(settings.placeholders)
-        if settings is not None and not _ledger:
-            _patch()
-        if settings is not None and settings.remote_dns:
-            _patch_lookups()
-        if settings is not None and settings.bind:
-            _patch_listeners()
+        if settings is not None:
+            _patch(settings)
+            log_to_stderr_if_asked()
         _settings = settings
         if settings is None:
             _restore()
-        else:
-            _log_to_stderr_if_asked()
+            log_to_stderr_no_more()
 
 
-def _log_to_stderr_if_asked() -> None:
-    if os.environ.get("GSSSOCKS_DEBUG", "0") in ("", "0") or _log.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("gsssocks: %(message)s"))
-    _log.addHandler(handler)
-    _log.setLevel(logging.DEBUG)
+def _patch(settings: Settings) -> None:
+    """Patches what has not been patched yet."""
+    if settings.remote_dns:
+        _choose_placeholders(settings.placeholders)
+    already = len(_ledger)
+    if not _ledger:
+        _patch_connections()
+    if settings.remote_dns:
+        _patch_lookups()
+    if settings.bind:
+        _patch_listeners()
+    _references.extend(exchange((entry.own, entry.wrapped) for entry in _of_modules(_ledger[already:])))
 
 
-def _patch() -> None:
+def _patch_connections() -> None:
     wrap(socket.socket, "__init__", _init)
     wrap(socket.socket, "connect", _connect)
     wrap(socket.socket, "connect_ex", _connect_ex)
@@ -266,17 +271,25 @@ def wrap(owner: Any, name: str, wrapper: _Wrapper) -> None:
     Args:
         wrapper: called with the original (bound), the instance, and the arguments, as wrapt does.
     """
-    _ledger.append(_Patched(owner, name, vars(owner).get(name)))
-    wrapt.wrap_function_wrapper(owner, name, wrapper)
+    own = vars(owner).get(name)
+    _ledger.append(_Patched(owner, name, own, wrapt.wrap_function_wrapper(owner, name, wrapper)))
 
 
 def _restore() -> None:
+    patched = _ledger[:]
     while _ledger:
-        owner, name, own = _ledger.pop()
+        owner, name, own, _ = _ledger.pop()
         if own is None:
             delattr(owner, name)
         else:
             setattr(owner, name, own)
+    # Also what modules have taken since.
+    exchange((entry.wrapped, entry.own) for entry in _of_modules(patched))
+    _references.clear()
+
+
+def _of_modules(patched: Iterable[_Patched]) -> Iterator[_Patched]:
+    return (entry for entry in patched if isinstance(entry.owner, ModuleType))
 
 
 # The wrappers. Each decides first whether the socket concerns us, and if not, calls what was there.
