@@ -162,13 +162,18 @@ def _patch(settings: Settings) -> None:
         _patch_lookups()
     if settings.bind:
         _patch_listeners()
+    _cover_references(already)
+
+
+def _cover_references(already: int) -> None:
+    """Has what modules took before stand for what has been patched since the ledger had `already` lines."""
     _references.extend(exchange((entry.own, entry.wrapped) for entry in _of_modules(_ledger[already:])))
 
 
 def _patch_connections() -> None:
-    wrap(socket.socket, "__init__", _init)
-    wrap(socket.socket, "connect", _connect)
-    wrap(socket.socket, "connect_ex", _connect_ex)
+    wrap(_originals.socket, "__init__", _init)
+    wrap(_originals.socket, "connect", _connect)
+    wrap(_originals.socket, "connect_ex", _connect_ex)
     if hasattr(os, "sendfile"):
         wrap(os, "sendfile", _sendfile)
     _watch_libraries()
@@ -189,11 +194,14 @@ def _choose_placeholders(ranges: PlaceholderRanges) -> None:
 
 
 def _patch_lookups() -> None:
-    """Has names that go to the proxy answered by placeholders."""
-    if _resolver is None or any(entry.name == "getaddrinfo" for entry in _ledger):
+    """Has names that go to the proxy answered by placeholders, whichever module is asked."""
+    if _resolver is None:
         return
-    for name, wrapper in _resolver.wrappers().items():
-        wrap(socket, name, wrapper)
+    patched = [entry.owner for entry in _ledger if entry.name == "getaddrinfo"]
+    for module in (socket, *_resolving):
+        if module not in patched:
+            for name, wrapper in _resolver.wrappers().items():
+                wrap(module, name, wrapper)
 
 
 def _is_remote(name: str, port: int | None) -> bool:
@@ -210,7 +218,7 @@ def _patch_listeners() -> None:
     """Has sockets listen at the proxy."""
     if not any(entry.name == "listen" for entry in _ledger):
         for name, wrapper in _listeners.wrappers(_listening_proxies).items():
-            wrap(socket.socket, name, wrapper)
+            wrap(_originals.socket, name, wrapper)
 
 
 def _listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
@@ -225,11 +233,16 @@ def _listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
 
 _LIBRARIES = {
     "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
+    "eventlet.green.socket": "gsssocks.adapters.eventlet",
+    "eventlet.green.ssl": "gsssocks.adapters.eventlet",
     "gevent._socket3": "gsssocks.adapters.gevent",
     "trio._socket": "gsssocks.adapters.trio",
     "uvloop": "gsssocks.adapters.uvloop",
 }
 """Modules that pass by a subclass of `socket.socket`, by unbound calls or the bare descriptor, and who sees to them."""
+_LIBRARIES_THAT_RESOLVE = ("eventlet.green.socket", "gevent._socket3")
+"""Those of them that have lookups of their own, and put them into `socket` when they patch it."""
+_resolving: list[ModuleType] = []
 _watched = False
 
 
@@ -250,8 +263,15 @@ def _coverer(adapter: str) -> Callable[[ModuleType], None]:
     def cover(library: ModuleType) -> None:
         # An import hook cannot be taken back; after uninstall() it does nothing.
         with _lock:
-            if _ledger:
-                importlib.import_module(adapter).cover(library)
+            if not _ledger:
+                return
+            already = len(_ledger)
+            importlib.import_module(adapter).cover(library)
+            if library.__name__ in _LIBRARIES_THAT_RESOLVE:
+                _resolving.append(library)
+                if _settings is not None and _settings.remote_dns:
+                    _patch_lookups()
+            _cover_references(already)
 
     return cover
 
@@ -278,7 +298,9 @@ def wrap(owner: Any, name: str, wrapper: _Wrapper) -> None:
 def _restore() -> None:
     patched = _ledger[:]
     while _ledger:
-        owner, name, own, _ = _ledger.pop()
+        owner, name, own, wrapped = _ledger.pop()
+        if vars(owner).get(name) is not wrapped:
+            continue  # somebody has patched it since, over ours, which does nothing any more
         if own is None:
             delattr(owner, name)
         else:
@@ -286,6 +308,7 @@ def _restore() -> None:
     # Also what modules have taken since.
     exchange((entry.wrapped, entry.own) for entry in _of_modules(patched))
     _references.clear()
+    _resolving.clear()
 
 
 def _of_modules(patched: Iterable[_Patched]) -> Iterator[_Patched]:
@@ -398,8 +421,8 @@ def _route(sock: socket.socket, args: tuple[Any, ...]) -> _Route | None:
     return _Route(_proxies(settings.proxies, decision.protection), name)
 
 
-def goes_through_proxy(sock: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a connect with these arguments is to go through a proxy, for classes that are not `socket.socket`'s.
+def goes_through_proxy(sock: socket.socket, args: tuple[Any, ...]) -> bool:
+    """Whether a connect with these arguments is to go through a proxy, for classes that only hold a C socket, `sock`.
 
     Raises:
         ProxyError: a rule refuses the destination.
