@@ -1,7 +1,8 @@
 """`gsssocks check`: follows one connection from the configuration to the target, and says at each step what it found.
 
-Every step is a `Finding`; the first that fails ends the examination, since nothing behind it could succeed. No secret
-is ever part of one: names, lifetimes and levels are, tokens, keys and passwords are not.
+Every step is a `Finding`; the first that fails ends the examination, since nothing behind it could succeed. Only a
+proxy that cannot be reached is followed by the next one, if there is one, as in a program. No secret is ever part of a
+finding: names, lifetimes and levels are, tokens, keys and passwords are not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import http.client
 import socket
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import urlsplit
@@ -71,8 +73,9 @@ class Report:
 
     @property
     def status(self) -> int:
-        """The exit status: 0, or the number of the step that failed (`STATUS`)."""
-        return next((STATUS[finding.step] for finding in self.findings if not finding.ok), 0)
+        """The exit status: 0, or the number of the step that ended the examination (`STATUS`)."""
+        last = self.findings[-1]
+        return 0 if last.ok else STATUS[last.step]
 
 
 def examine(target: str | None = None, *, proxy: str | None = None, **options: Any) -> Report:
@@ -84,30 +87,60 @@ def examine(target: str | None = None, *, proxy: str | None = None, **options: A
         options: as for `install()`.
     """
     report = Report()
-    for finding in _Examination(target, proxy, options).steps():
-        report.findings.append(finding)
-        if not finding.ok:
-            break
+    with suppress(_FailedError):
+        for finding in _Examination(target, proxy, options).steps():
+            report.findings.append(finding)
     return report
 
 
+class _FailedError(Exception):
+    """A step has; its finding says why."""
+
+
 class _Examination:
+    _proxy: Proxy
+
     def __init__(self, target: str | None, proxy: str | None, options: dict[str, Any]) -> None:
         self._target = target
         self._given = proxy
         self._options = options
 
     def steps(self) -> Iterator[Finding]:
-        yield self._timed("configuration", self._configuration)
-        yield self._timed("credential", self._credential)
-        yield self._timed("service", self._service)
-        yield self._timed("proxy", self._connect)
+        """Every finding.
+
+        Raises:
+            _FailedError: after that of a step that ends the examination.
+        """
+        yield from self._step("configuration", self._configuration)
+        yield from self._reach_a_proxy()
         try:
             yield from self._negotiate()
         finally:
             self._connection.close()
         if self._target is not None:
-            yield self._timed("target", self._ask_target)
+            yield from self._step("target", self._ask_target)
+
+    def _reach_a_proxy(self) -> Iterator[Finding]:
+        *others, last = self._proxies
+        for self._proxy in others:
+            yield from self._get_ticket()
+            finding = self._timed("proxy", self._connect)
+            yield finding
+            if finding.ok:
+                return
+        self._proxy = last
+        yield from self._get_ticket()
+        yield from self._step("proxy", self._connect)
+
+    def _get_ticket(self) -> Iterator[Finding]:
+        yield from self._step("credential", self._credential)
+        yield from self._step("service", self._service)
+
+    def _step(self, step: str, examine_step: Callable[[dict[str, str]], None]) -> Iterator[Finding]:
+        finding = self._timed(step, examine_step)
+        yield finding
+        if not finding.ok:
+            raise _FailedError
 
     def _timed(self, step: str, examine_step: Callable[[dict[str, str]], None]) -> Finding:
         finding = Finding(step)
@@ -122,7 +155,7 @@ class _Examination:
 
     def _configuration(self, facts: dict[str, str]) -> None:
         settings = Settings.load(self._given, **self._options)
-        self._proxy: Proxy = settings.proxies[0]
+        self._proxies = settings.proxies
         for number, proxy in enumerate(settings.proxies):
             facts["proxy" if not number else f"then proxy {number + 1}"] = proxy.url
         for name, source in settings.sources.items():
@@ -171,6 +204,7 @@ class _Examination:
 
     def _connect(self, facts: dict[str, str]) -> None:
         proxy = self._proxy
+        facts["proxy"] = str(proxy)
         self._connection = _direct_connection(proxy.host, proxy.port, proxy.timeout)
         facts["address"] = "{}:{}".format(*self._connection.getpeername()[:2])
 
@@ -188,9 +222,9 @@ class _Examination:
         )
         self._pending = b""
         self._to_send = self._negotiation.start()
-        yield self._timed("authentication", lambda facts: self._authenticate(facts, begun))
-        yield self._timed("protection", self._agree)
-        yield self._timed("target", self._await_reply)
+        yield from self._step("authentication", lambda facts: self._authenticate(facts, begun))
+        yield from self._step("protection", self._agree)
+        yield from self._step("target", self._await_reply)
 
     def _exchange(self, until: Callable[[], bool]) -> None:
         while not until():
@@ -211,6 +245,7 @@ class _Examination:
         forwardable, ok_as_delegate = ticket_flags(self._initiator)
         facts["method picked"] = "GSS-API (0x01)"
         facts["as"] = f"{begun.initiator_name}, by {begun.mechanism}"
+        facts["at"] = str(begun.target_name)
         facts["ticket"] = "forwardable" if forwardable else "not forwardable"
         facts["delegated"] = "yes" if granted.delegated else "no"
         if forwardable and not ok_as_delegate:
@@ -308,9 +343,13 @@ def _canonical_name(host: str) -> str:
         pointer = _originals.gethostbyaddr(address)[0]
     except OSError:
         pointer = "no name"
-    agreeing = canonical.lower() == host.lower() == pointer.lower()
     text = f"{host} is {canonical} is {address} is {pointer}"
-    return text if agreeing else f"{text}: if the KDC knows another, give target_name="
+    if canonical.lower() != host.lower():
+        text += f"; an alias: where krb5.conf has dns_canonicalize_hostname, Kerberos asks for {canonical}"
+    if pointer.lower() != canonical.lower():
+        text += f"; PTR mismatch: where krb5.conf has rdns, Kerberos asks for {pointer}"
+    agreeing = canonical.lower() == host.lower() == pointer.lower()
+    return text if agreeing else f"{text}; if the KDC knows another, give target_name="
 
 
 def _direct_connection(host: str, port: int, timeout: float | None) -> socket.socket:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from ._check import Report
+
 __all__ = ["main"]
 
 _LABEL_WIDTH = 18
@@ -86,8 +88,8 @@ def _add_inject(commands: _Commands) -> None:
     inject = commands.add_parser(
         "inject",
         help="let every program of this Python environment start with gsssocks, if GSSSOCKS_INJECT is set",
-        description="Writes a .pth file into this Python environment, and a .start file for Python 3.15 and later. They "
-        f"do nothing unless {INJECT}=1 is set when a program starts.",
+        description="Writes a .pth file into this Python environment, and a .start file for Python 3.15 and later. "
+        f"They do nothing unless {INJECT}=1 is set when a program starts.",
     )
     what = inject.add_mutually_exclusive_group()
     what.add_argument("--remove", action="store_true", help="remove it again")
@@ -173,8 +175,14 @@ def _check(options: argparse.Namespace) -> int:
         return report.status
     for finding in report.findings:
         _show(f"{finding.step}: {'ok' if finding.ok else 'FAILED'}", finding.milliseconds / 1000, finding.facts)
-    print("\nAll is well." if not report.status else f"\nIt fails at the {report.findings[-1].step}.")
+    print(f"\n{_conclusion(report)}")
     return report.status
+
+
+def _conclusion(report: Report) -> str:
+    if report.status:
+        return f"It fails at the {report.findings[-1].step}."
+    return "All is well." if all(finding.ok for finding in report.findings) else "It works, but not by every proxy."
 
 
 def _demo(_options: argparse.Namespace) -> int:

@@ -173,7 +173,7 @@ class TestActive:
 
 
 # PEP 829: each line names a `package.module:callable`, which is found by pkgutil.resolve_name() and called without
-# arguments; an error is printed, and the program goes on. The line of the `.pth` beside it is ignored: it is removed here.
+# arguments; an error is printed, and the program goes on. The line of the `.pth` beside it is ignored: so it goes.
 AS_PYTHON_3_15 = """
 import pkgutil, traceback
 for line in open({path!r}):
