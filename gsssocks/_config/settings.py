@@ -3,12 +3,9 @@ strength."""
 
 from __future__ import annotations
 
-import configparser
-import difflib
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from .placeholders import PlaceholderRanges
@@ -89,7 +86,11 @@ class _Sources:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._path = environ.get("GSSSOCKS_CONFIG", "")
-        self._file = _read(self._path) if self._path else configparser.ConfigParser()
+        self._file: Mapping[str, Mapping[str, str]] = {}
+        if self._path:
+            from .file import read
+
+            self._file = read(self._path, _FILE_OPTIONS)
         self.said: dict[str, str] = {}
 
     def settings(
@@ -115,7 +116,7 @@ class _Sources:
         )
 
     def _option(self, name: str) -> str:
-        return self._file.get("proxy", name, fallback="").strip()
+        return self._file.get("proxy", {}).get(name, "").strip()
 
     def _file_source(self, name: str) -> str:
         return f"{self._path} [proxy] {name}"
@@ -169,7 +170,7 @@ class _Sources:
                 if variable not in _NO_PROXY_VARIABLES[:1]:
                     text = _with_subdomains(text)
                 return self._named("no_proxy", f"environment variable {variable}", text)
-        if self._file.has_option("proxy", "no_proxy"):
+        if "no_proxy" in self._file.get("proxy", {}):
             return self._named("no_proxy", self._file_source("no_proxy"), self._option("no_proxy"))
         return Bypass()
 
@@ -184,8 +185,8 @@ class _Sources:
         source, chosen = "argument", rules
         if chosen is None and "GSSSOCKS_RULES" in self._environ:
             source, chosen = "environment variable GSSSOCKS_RULES", self._environ["GSSSOCKS_RULES"]
-        if chosen is None and self._file.has_section("rules"):
-            source, chosen = f"{self._path} [rules]", dict(self._file.items("rules"))
+        if chosen is None and "rules" in self._file:
+            source, chosen = f"{self._path} [rules]", self._file["rules"]
         if chosen is not None:
             self.said["rules"] = source
         try:
@@ -266,33 +267,3 @@ def _with_keytab(proxy: Proxy) -> Proxy:
     if path.startswith("/") and not os.access(path, os.R_OK):
         raise ValueError(f"the keytab {path!r} is not there or cannot be read")
     return proxy
-
-
-class _Parser(configparser.ConfigParser):
-    # A destination may begin with "[", too: `[2001:db8::1]:25 = refuse`.
-    SECTCRE = re.compile(r"\[(?P<header>[^\]:]+)\]\s*$")
-
-
-def _read(path: str) -> configparser.ConfigParser:
-    # No interpolation: a "%" in a URL is just that. Only "=" divides, since a destination may hold a colon.
-    parser = _Parser(interpolation=None, delimiters=("=",), default_section="")
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep case
-    try:
-        parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise ValueError(f"cannot read the file that GSSSOCKS_CONFIG names, {path!r}: {error}") from error
-    for section in parser.sections():
-        _check_known(path, "section", section, ("proxy", "rules"))
-    if parser.has_section("proxy"):
-        for name in parser.options("proxy"):
-            _check_known(path, "option", name, _FILE_OPTIONS)
-    return parser
-
-
-def _check_known(path: str, what: str, name: str, known: Iterable[str]) -> None:
-    known = tuple(known)
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-    raise ValueError(f"{path}: unknown {what} {name!r}{hint}")
