@@ -22,7 +22,7 @@ import wrapt
 
 from . import _listeners, _originals
 from ._config import Settings
-from ._logging import log_to_stderr_if_asked, log_to_stderr_no_more
+from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._references import exchange
 from ._resolver import Placeholders, Resolver
 from ._sendfile import send_file
