@@ -20,7 +20,7 @@ from . import _originals
 from ._config import Settings
 from ._config.proxy import without_password
 from ._negotiation import ClientNegotiation
-from ._protocol import Address, Command, Request
+from ._protocol import Address, Command, Method, Request
 from ._socket import create_connection
 from ._transport import Deadline, Transport, call_within
 from ._tunnel import initiator
@@ -44,6 +44,7 @@ STATUS = {
     "target": 8,
 }
 """Exit status by the step that failed; 0 if none did."""
+_METHOD_NAMES = {Method.GSSAPI: "GSS-API", Method.USERPASS: "user name and password", Method.NONE: "none"}
 _SERVICES = ("socks", "rcmd", "host")
 _PORTS = {"http": 80, "https": 443}
 
@@ -133,8 +134,18 @@ class _Examination:
         yield from self._step("proxy", self._connect)
 
     def _get_ticket(self) -> Iterator[Finding]:
-        yield from self._step("credential", self._credential)
-        yield from self._step("service", self._service)
+        """Where the proxy may ask for none, to have none ends nothing."""
+        self._initiator = initiator(self._proxy)
+        self._token: bytes | None = None
+        if Method.GSSAPI not in self._proxy.offered:
+            return
+        for step, examine_step in (("credential", self._credential), ("service", self._service)):
+            finding = self._timed(step, examine_step)
+            yield finding
+            if not finding.ok and self._proxy.offered == (Method.GSSAPI,):
+                raise _FailedError
+            if not finding.ok:
+                return
 
     def _step(self, step: str, examine_step: Callable[[dict[str, str]], None]) -> Iterator[Finding]:
         finding = self._timed(step, examine_step)
@@ -178,7 +189,8 @@ class _Examination:
             facts["keytab"] = self._proxy.keytab
             _open_keytab(self._proxy.keytab)
         proxy = self._proxy
-        found = credential(Source(proxy.principal, proxy.ccache, proxy.keytab, proxy.password, proxy.mechanism))
+        password = proxy.password if proxy.username is None else None
+        found = credential(Source(proxy.principal, proxy.ccache, proxy.keytab, password, proxy.mechanism))
         facts["principal"] = found.principal
         facts["cache"] = found.cache
         facts["valid for"] = _duration(found.lifetime)
@@ -186,7 +198,6 @@ class _Examination:
     def _service(self, facts: dict[str, str]) -> None:
         facts["asked for"] = self._proxy.gss_target
         try:
-            self._initiator = initiator(self._proxy)
             self._token = self._initiator.step(None)
             facts["KDC"] = "gave a ticket"
         finally:
@@ -210,19 +221,20 @@ class _Examination:
 
     def _negotiate(self) -> Iterator[Finding]:
         """The negotiation, one flight at a time, so that each step can be told from the next."""
-        begun = _Begun(self._initiator, self._token)
         self._negotiation = ClientNegotiation(
-            begun,
+            _Begun(self._initiator, self._token) if self._token else self._initiator,
             Request(Command.CONNECT, self._destination),
             proxy=str(self._proxy),
             level=self._proxy.levels[0],
             least=self._proxy.least_level,
+            methods=self._proxy.offered,
+            user=self._proxy.user,
             pipelined=False,
             nec=self._proxy.nec,
         )
         self._pending = b""
         self._to_send = self._negotiation.start()
-        yield from self._step("authentication", lambda facts: self._authenticate(facts, begun))
+        yield from self._step("authentication", self._authenticate)
         yield from self._step("protection", self._agree)
         yield from self._step("target", self._await_reply)
 
@@ -236,23 +248,31 @@ class _Examination:
             step = self._negotiation.receive(octets)
             self._pending, self._to_send = octets[step.taken :], step.to_send
 
-    def _authenticate(self, facts: dict[str, str], begun: _Begun) -> None:
-        facts["method offered"] = "GSS-API (0x01)"
-        self._exchange(lambda: begun.complete)
+    def _authenticate(self, facts: dict[str, str]) -> None:
+        negotiation = self._negotiation
+        facts["method offered"] = ", ".join(map(_method, self._proxy.offered))
+        self._exchange(lambda: negotiation.method is not None)
+        assert negotiation.method is not None  # it has been picked
+        facts["method picked"] = _method(negotiation.method)
+        if negotiation.method != Method.GSSAPI:
+            self._exchange(lambda: negotiation.records is not None)
+            return
+        self._exchange(lambda: self._initiator.complete)
         from ._gss import ticket_flags
 
-        granted = begun.granted
         forwardable, ok_as_delegate = ticket_flags(self._initiator)
-        facts["method picked"] = "GSS-API (0x01)"
-        facts["as"] = f"{begun.initiator_name}, by {begun.mechanism}"
-        facts["at"] = str(begun.target_name)
+        facts["as"] = f"{self._initiator.initiator_name}, by {self._initiator.mechanism}"
+        facts["at"] = str(self._initiator.target_name)
         facts["ticket"] = "forwardable" if forwardable else "not forwardable"
-        facts["delegated"] = "yes" if granted.delegated else "no"
+        facts["delegated"] = "yes" if self._initiator.granted.delegated else "no"
         if forwardable and not ok_as_delegate:
             facts["delegated"] += " (the KDC does not mark the proxy as fit for it)"
         facts["clocks"] = "close enough: the ticket was accepted"
 
     def _agree(self, facts: dict[str, str]) -> None:
+        if self._negotiation.method != Method.GSSAPI:
+            facts["granted"] = "none: the method has no protection"
+            return
         facts["asked for"] = self._proxy.protection
         self._exchange(lambda: self._negotiation.agreed is not None)
         level = self._negotiation.agreed
@@ -294,6 +314,10 @@ class _Begun:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._initiator, name)
+
+
+def _method(method: Method) -> str:
+    return f"{_METHOD_NAMES[method]} ({method:#04x})"
 
 
 def _destination(target: str | None) -> Address:

@@ -17,6 +17,7 @@ from gsssocks.testing import Realm
 from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
 from tests.peers.host import Host
+from tests.peers.microsocks import Microsocks
 
 if TYPE_CHECKING:
     import socket
@@ -55,6 +56,13 @@ def two_services() -> Iterator[Realm]:
 def proxy(two_services: Realm) -> Iterator[Dante]:
     """Dante that accepts socks/localhost and level 2 alone."""
     with Dante(two_services, enctype="confidentiality") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def microsocks() -> Iterator[Microsocks]:
+    """A proxy that knows bob and his password, and no GSS-API."""
+    with Microsocks("bob", "s3cret") as started:
         yield started
 
 
@@ -217,7 +225,7 @@ class TestSeveralProxies:
         nobody = ReservedPort("127.0.0.1", "::1")
         done = check("--proxy", f"socks5h://localhost:{nobody.number},{proxy.url()}", env=env)
         nobody.release()
-        assert done.stdout.splitlines()[-1] == "It works, but not by every proxy."
+        assert done.stdout.splitlines()[-1] == "It works, but for what failed above."
 
     def test_none_can_be_reached(self, env: Env) -> None:
         nobody = ReservedPort("127.0.0.1", "::1")
@@ -227,6 +235,44 @@ class TestSeveralProxies:
         assert status == STATUS["proxy"]
         assert [finding["ok"] for finding in found if finding["step"] == "proxy"] == [False, False]
         assert found[-1]["step"] == "proxy"
+
+
+class TestOtherMethods:
+    def url(self, microsocks: Microsocks, methods: str = "userpass", password: str = "s3cret") -> str:
+        options = f"username=bob&password={password}&methods={methods}"
+        return f"socks5h://127.0.0.1:{microsocks.port}?target_name=socks@localhost&{options}"
+
+    def test_user_and_password(self, microsocks: Microsocks, echo: EchoServer, env: Env) -> None:
+        status, found = findings("--proxy", self.url(microsocks), "{}:{}".format(*echo.address), env=env)
+        assert status == 0, found[-1]
+        assert [finding["step"] for finding in found[:4]] == ["configuration", "proxy", "authentication", "protection"]
+        authentication, protection = found[2:4]
+        assert authentication["facts"] == {
+            "method offered": "user name and password (0x02)",
+            "method picked": "user name and password (0x02)",
+        }
+        assert protection["facts"] == {"granted": "none: the method has no protection"}
+        assert "s3cret" not in str(found)
+
+    def test_wrong_password(self, microsocks: Microsocks, env: Env) -> None:
+        said = problem("authentication", "--proxy", self.url(microsocks, password="wrong"), env=env)["problem"]
+        assert "refused the user 'bob' or the password" in said
+
+    def test_without_a_target_connects_to_nothing(self, microsocks: Microsocks, env: Env) -> None:
+        status, found = findings("--proxy", self.url(microsocks), env=env)
+        assert (status, found[-1]["facts"]) == (0, {"target": "none given: the proxy is ready"})
+
+    def test_no_ticket_ends_nothing_where_another_method_is_offered(self, microsocks: Microsocks, env: Env) -> None:
+        env = {**env, "KRB5CCNAME": "FILE:/nonexistent"}
+        status, found = findings("--proxy", self.url(microsocks, methods="gssapi,userpass"), env=env)
+        assert [finding["step"] for finding in found if not finding["ok"]] == ["credential"]
+        assert status == 0
+        (authentication,) = (finding for finding in found if finding["step"] == "authentication")
+        assert authentication["facts"]["method offered"] == "GSS-API (0x01), user name and password (0x02)"
+
+    def test_gssapi_where_the_proxy_picks_it(self, proxy: Dante, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(methods="gssapi,userpass", username="bob", password="s3cret"), env=env)
+        assert facts["authentication"]["method picked"] == "GSS-API (0x01)"
 
 
 class TestNames:
