@@ -22,6 +22,8 @@ ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
 RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
 
 _NO_PROXY_VARIABLES = ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy")
+_JUDGED_ALONE = {"service", "target_name", "mechanism", "ccache", "keytab", "principal", "timeout"}
+"""Options whose values are right or wrong whatever the others are."""
 _FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
 
 
@@ -128,9 +130,13 @@ class _Sources:
             self.said[name] = "argument"
         defaults = self._defaults()
         try:
-            return tuple(_with_keytab(_proxy(one, defaults, options)) for one in chosen)
+            proxies = tuple(_proxy(one, defaults, options) for one in chosen)
         except (TypeError, ValueError) as error:
             raise error if source == "argument" else type(error)(f"{source}: {error}") from error
+        for proxy in proxies:
+            by_default = proxy.keytab is not None and proxy.keytab == defaults.get("keytab")
+            _check_keytab(proxy.keytab, self.said["keytab"] if by_default else source)
+        return proxies
 
     def _chosen(self, proxy: ProxyChoice) -> tuple[str, list[str | Proxy]]:
         if proxy is not None:
@@ -155,6 +161,11 @@ class _Sources:
         for name, (value, variable) in environ_options(self._environ).items():
             found[name] = value
             self.said[name] = f"environment variable {variable}"
+        for name in _JUDGED_ALONE & found.keys():
+            try:
+                Proxy("proxy", **{name: found[name]})  # type: ignore[arg-type]  # it checks what came as text
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self.said[name]}: {error}") from error
         return found
 
     def _bypass(self, no_proxy: str | Iterable[str] | None, *, by_argument: bool) -> Bypass:
@@ -261,9 +272,9 @@ def _proxy(one: str | Proxy, defaults: dict[str, object], options: dict[str, obj
     return one
 
 
-def _with_keytab(proxy: Proxy) -> Proxy:
-    path = (proxy.keytab or "").removeprefix("FILE:")
+def _check_keytab(keytab: str | None, source: str) -> None:
+    path = (keytab or "").removeprefix("FILE:")
     # Other types than FILE (MEMORY, …) are the Kerberos library's to know.
-    if path.startswith("/") and not os.access(path, os.R_OK):
-        raise ValueError(f"the keytab {path!r} is not there or cannot be read")
-    return proxy
+    if path.startswith("/") and (not os.access(path, os.R_OK) or os.path.isdir(path)):
+        prefix = "" if source == "argument" else f"{source}: "
+        raise ValueError(f"{prefix}the keytab {path!r} is not there or cannot be read")
