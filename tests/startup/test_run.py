@@ -130,6 +130,14 @@ class TestTheProgramIsItself:
         program = f"import sys; print({module!r} in sys.modules); " + PROXIED
         assert outcome(inside("-c", program, env=env)) == (0, "False\nTrue\n", "")
 
+    def test_importlib_metadata_is_the_real_one(self, env: Env) -> None:
+        program = (
+            "import importlib, sys, wrapt; print('importlib.metadata' in sys.modules); "
+            "wrapt.discover_post_import_hooks('none'); print(importlib.metadata is sys.modules['importlib.metadata']); "
+            "print(importlib.metadata.version('wrapt') == wrapt.__version__)"
+        )
+        assert outcome(inside("-c", program, env=env)) == (0, "False\nTrue\nTrue\n", "")
+
     def test_asyncio_is_the_real_one(self, env: Env) -> None:
         program = "import asyncio; asyncio.run(asyncio.sleep(0)); print(asyncio.__file__ is not None)"
         assert outcome(inside("-c", program, env=env)) == (0, "True\n", "")
