@@ -781,6 +781,24 @@ class TestSettings:
             Settings.load(environ=environ)
         assert text.removeprefix("FILE:") in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("slip", "meant"),
+        [
+            ("GSSSOCKS_REMOTEDNS", "GSSSOCKS_REMOTE_DNS"),
+            ("GSSSOCKS_PROTECTON", "GSSSOCKS_PROTECTION"),
+            ("GSSSOCKS_RULE", "GSSSOCKS_RULES"),
+            ("GSSSOCKS_NOPROXY", "GSSSOCKS_NO_PROXY"),
+            ("GSSSOCKS_PLACEHOLDER", "GSSSOCKS_PLACEHOLDERS"),
+        ],
+    )
+    def test_slip_in_the_name_of_a_variable(self, slip: str, meant: str) -> None:
+        with pytest.raises(ValueError, match=f"environment variable {slip} is unknown; did you mean {meant}\\?"):
+            Settings.load(URL, environ={slip: "1"})
+
+    @pytest.mark.parametrize("variable", ["GSSSOCKS_DANTE", "GSSSOCKS_PACKAGES_PRESENT", "GSSSOCKS_SITE"])
+    def test_variable_of_somebody_else_is_none_of_ours(self, variable: str) -> None:
+        assert Settings.load(URL, environ={variable: "1"}).proxies == (PROXY,)
+
     def test_nowhere_a_proxy(self) -> None:
         with pytest.raises(ValueError, match=r"GSSSOCKS_PROXY=socks5h://host:port.*GSSSOCKS_CONFIG"):
             Settings.load(environ={})

@@ -21,10 +21,15 @@ ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
 """A proxy or several, tried in order: a `Proxy`, a URL, a comma-separated string of URLs, or an iterable of these."""
 RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
 
+_PREFIX = "GSSSOCKS_"
 _NO_PROXY_VARIABLES = ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy")
 _JUDGED_ALONE = {"service", "target_name", "mechanism", "ccache", "keytab", "principal", "timeout"}
 """Options whose values are right or wrong whatever the others are."""
 _FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
+_OPTIONS = ("proxy", "config", "no_proxy", "rules", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
+_VARIABLES = {f"{_PREFIX}{name.upper()}" for name in (*_OPTIONS, "debug", "inject", "children")}
+_ALIKE = 0.9
+"""How much the name of a variable must be like another's, at the least, to be taken for a slip."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class _Sources:
     """The weaker sources, and what was taken from where."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
+        _check_variables(environ)
         self._environ = environ
         self._path = environ.get("GSSSOCKS_CONFIG", "")
         self._file: Mapping[str, Mapping[str, str]] = {}
@@ -233,6 +239,16 @@ class _Sources:
         variable = f"GSSSOCKS_{name.upper()}"
         yield f"environment variable {variable}", self._environ.get(variable, "")
         yield self._file_source(name), self._option(name)
+
+
+def _check_variables(environ: Mapping[str, str]) -> None:
+    """A variable of that name may be somebody else's; one that is nearly ours is a slip."""
+    for unknown in sorted(name for name in environ if name.startswith(_PREFIX) and name not in _VARIABLES):
+        import difflib
+
+        near = difflib.get_close_matches(unknown, _VARIABLES, 1, cutoff=_ALIKE)
+        if near:
+            raise ValueError(f"environment variable {unknown} is unknown; did you mean {near[0]}?")
 
 
 def _with_subdomains(no_proxy: str) -> str:
