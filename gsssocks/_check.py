@@ -1,8 +1,9 @@
 """`gsssocks check`: follows one connection from the configuration to the target, and says at each step what it found.
 
 Every step is a `Finding`; the first that fails ends the examination, since nothing behind it could succeed. Only a
-proxy that cannot be reached is followed by the next one, if there is one, as in a program. No secret is ever part of a
-finding: names, lifetimes and levels are, tokens, keys and passwords are not.
+proxy that cannot be reached is followed by the next one, and a protection level that is refused by the next one, if
+there is one, as in a program. No secret is ever part of a finding: names, lifetimes and levels are, tokens, keys and
+passwords are not.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from ._protocol import Address, Command, Method, Request
 from ._socket import create_connection
 from ._transport import Deadline, Transport, call_within
 from ._tunnel import initiator
-from .exceptions import AuthenticationError
+from .exceptions import AuthenticationError, LevelRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._config import Proxy
     from ._gss import Initiator
+    from ._protocol import ProtectionLevel
 
 __all__ = ["Finding", "Report", "examine"]
 
@@ -115,7 +117,7 @@ class _Examination:
         yield from self._step("configuration", self._configuration)
         yield from self._reach_a_proxy()
         try:
-            yield from self._negotiate()
+            yield from self._negotiate_at_a_level()
         finally:
             self._connection.close()
         if self._target is not None:
@@ -219,13 +221,29 @@ class _Examination:
         self._connection = _direct_connection(proxy.host, proxy.port, proxy.timeout)
         facts["address"] = "{}:{}".format(*self._connection.getpeername()[:2])
 
-    def _negotiate(self) -> Iterator[Finding]:
+    def _negotiate_at_a_level(self) -> Iterator[Finding]:
+        *preferred, last = self._proxy.levels
+        for level in preferred:
+            self._level_refused = False
+            try:
+                yield from self._negotiate(level)
+            except _FailedError:
+                if not self._level_refused:
+                    raise
+            else:
+                return
+            self._connection.close()
+            self._initiator, self._token = initiator(self._proxy), None
+            yield from self._step("proxy", self._connect)
+        yield from self._negotiate(last)
+
+    def _negotiate(self, level: ProtectionLevel) -> Iterator[Finding]:
         """The negotiation, one flight at a time, so that each step can be told from the next."""
         self._negotiation = ClientNegotiation(
             _Begun(self._initiator, self._token) if self._token else self._initiator,
             Request(Command.CONNECT, self._destination),
             proxy=str(self._proxy),
-            level=self._proxy.levels[0],
+            level=level,
             least=self._proxy.least_level,
             methods=self._proxy.offered,
             user=self._proxy.user,
@@ -274,7 +292,11 @@ class _Examination:
             facts["granted"] = "none: the method has no protection"
             return
         facts["asked for"] = self._proxy.protection
-        self._exchange(lambda: self._negotiation.agreed is not None)
+        try:
+            self._exchange(lambda: self._negotiation.agreed is not None)
+        except LevelRefusedError:
+            self._level_refused = True
+            raise
         level = self._negotiation.agreed
         facts["granted"] = level.name.lower() if level is not None else "nothing"
 

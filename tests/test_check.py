@@ -237,6 +237,32 @@ class TestSeveralProxies:
         assert found[-1]["step"] == "proxy"
 
 
+class TestSeveralLevels:
+    def test_one_that_is_refused_is_told_and_passed_over(self, two_services: Realm, env: Env) -> None:
+        with Dante(two_services, enctype="integrity") as weaker:
+            url = weaker.url(protection="confidentiality,integrity")
+            status, found = findings("--proxy", url, env=env)
+        first, second = (finding for finding in found if finding["step"] == "protection")
+        assert (status, first["ok"], second["ok"]) == (0, False, True), found
+        assert "'confidentiality'" in first["facts"]["problem"]
+        assert second["facts"]["granted"] == "integrity"
+
+    def test_all_are_refused(self, two_services: Realm, env: Env) -> None:
+        with Dante(two_services, enctype="clear") as weaker:
+            url = weaker.url(protection="confidentiality,integrity")
+            status, found = findings("--proxy", url, env=env)
+        assert status == STATUS["protection"]
+        assert [finding["ok"] for finding in found if finding["step"] == "protection"] == [False, False]
+
+    def test_another_failure_ends_the_examination(self, proxy: Dante, env: Env) -> None:
+        nobody = ReservedPort("127.0.0.1", "::1")
+        url = proxy.url(protection="confidentiality,integrity")
+        status, found = findings("--proxy", url, f"localhost:{nobody.number}", env=env)
+        nobody.release()
+        assert status == STATUS["target"]
+        assert [finding["step"] for finding in found if not finding["ok"]] == ["target"]
+
+
 class TestOtherMethods:
     def url(self, microsocks: Microsocks, methods: str = "userpass", password: str = "s3cret") -> str:
         options = f"username=bob&password={password}&methods={methods}"
