@@ -1,7 +1,9 @@
 """`gsssocks check`: follows one connection from the configuration to the target, and says at each step what it found.
 
-Every step is a `Finding`; the first that fails ends the examination, since nothing behind it could succeed. No secret
-is ever part of one: names, lifetimes and levels are, tokens, keys and passwords are not.
+Every step is a `Finding`; the first that fails ends the examination, since nothing behind it could succeed. Only a
+proxy that cannot be reached is followed by the next one, and a protection level that is refused by the next one, if
+there is one, as in a program. No secret is ever part of a finding: names, lifetimes and levels are, tokens, keys and
+passwords are not.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import http.client
 import socket
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import urlsplit
@@ -18,17 +21,18 @@ from . import _originals
 from ._config import Settings
 from ._config.proxy import without_password
 from ._negotiation import ClientNegotiation
-from ._protocol import Address, Command, Request
+from ._protocol import Address, Command, Method, Request
 from ._socket import create_connection
 from ._transport import Deadline, Transport, call_within
 from ._tunnel import initiator
-from .exceptions import AuthenticationError
+from .exceptions import AuthenticationError, LevelRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._config import Proxy
     from ._gss import Initiator
+    from ._protocol import ProtectionLevel
 
 __all__ = ["Finding", "Report", "examine"]
 
@@ -42,6 +46,7 @@ STATUS = {
     "target": 8,
 }
 """Exit status by the step that failed; 0 if none did."""
+_METHOD_NAMES = {Method.GSSAPI: "GSS-API", Method.USERPASS: "user name and password", Method.NONE: "none"}
 _SERVICES = ("socks", "rcmd", "host")
 _PORTS = {"http": 80, "https": 443}
 
@@ -71,8 +76,9 @@ class Report:
 
     @property
     def status(self) -> int:
-        """The exit status: 0, or the number of the step that failed (`STATUS`)."""
-        return next((STATUS[finding.step] for finding in self.findings if not finding.ok), 0)
+        """The exit status: 0, or the number of the step that ended the examination (`STATUS`)."""
+        last = self.findings[-1]
+        return 0 if last.ok else STATUS[last.step]
 
 
 def examine(target: str | None = None, *, proxy: str | None = None, **options: Any) -> Report:
@@ -84,30 +90,70 @@ def examine(target: str | None = None, *, proxy: str | None = None, **options: A
         options: as for `install()`.
     """
     report = Report()
-    for finding in _Examination(target, proxy, options).steps():
-        report.findings.append(finding)
-        if not finding.ok:
-            break
+    with suppress(_FailedError):
+        for finding in _Examination(target, proxy, options).steps():
+            report.findings.append(finding)
     return report
 
 
+class _FailedError(Exception):
+    """A step has; its finding says why."""
+
+
 class _Examination:
+    _proxy: Proxy
+
     def __init__(self, target: str | None, proxy: str | None, options: dict[str, Any]) -> None:
         self._target = target
         self._given = proxy
         self._options = options
 
     def steps(self) -> Iterator[Finding]:
-        yield self._timed("configuration", self._configuration)
-        yield self._timed("credential", self._credential)
-        yield self._timed("service", self._service)
-        yield self._timed("proxy", self._connect)
+        """Every finding.
+
+        Raises:
+            _FailedError: after that of a step that ends the examination.
+        """
+        yield from self._step("configuration", self._configuration)
+        yield from self._reach_a_proxy()
         try:
-            yield from self._negotiate()
+            yield from self._negotiate_at_a_level()
         finally:
             self._connection.close()
         if self._target is not None:
-            yield self._timed("target", self._ask_target)
+            yield from self._step("target", self._ask_target)
+
+    def _reach_a_proxy(self) -> Iterator[Finding]:
+        *others, last = self._proxies
+        for self._proxy in others:
+            yield from self._get_ticket()
+            finding = self._timed("proxy", self._connect)
+            yield finding
+            if finding.ok:
+                return
+        self._proxy = last
+        yield from self._get_ticket()
+        yield from self._step("proxy", self._connect)
+
+    def _get_ticket(self) -> Iterator[Finding]:
+        """Where the proxy may ask for none, to have none ends nothing."""
+        self._initiator = initiator(self._proxy)
+        self._token: bytes | None = None
+        if Method.GSSAPI not in self._proxy.offered:
+            return
+        for step, examine_step in (("credential", self._credential), ("service", self._service)):
+            finding = self._timed(step, examine_step)
+            yield finding
+            if not finding.ok and self._proxy.offered == (Method.GSSAPI,):
+                raise _FailedError
+            if not finding.ok:
+                return
+
+    def _step(self, step: str, examine_step: Callable[[dict[str, str]], None]) -> Iterator[Finding]:
+        finding = self._timed(step, examine_step)
+        yield finding
+        if not finding.ok:
+            raise _FailedError
 
     def _timed(self, step: str, examine_step: Callable[[dict[str, str]], None]) -> Finding:
         finding = Finding(step)
@@ -122,7 +168,7 @@ class _Examination:
 
     def _configuration(self, facts: dict[str, str]) -> None:
         settings = Settings.load(self._given, **self._options)
-        self._proxy: Proxy = settings.proxies[0]
+        self._proxies = settings.proxies
         for number, proxy in enumerate(settings.proxies):
             facts["proxy" if not number else f"then proxy {number + 1}"] = proxy.url
         for name, source in settings.sources.items():
@@ -131,6 +177,8 @@ class _Examination:
         if settings.rules.written:
             facts["rules"] = ", ".join("=".join(rule) for rule in settings.rules.written)
         facts["names"] = "resolved by the proxy" if settings.remote_dns else "resolved here"
+        if settings.remote_dns:
+            facts["placeholders"] = ", ".join(settings.placeholders)
         self._destination = _destination(self._target)
         if self._target is not None:
             decision = settings.rules.decide(self._destination.host, self._destination.port)
@@ -143,7 +191,8 @@ class _Examination:
             facts["keytab"] = self._proxy.keytab
             _open_keytab(self._proxy.keytab)
         proxy = self._proxy
-        found = credential(Source(proxy.principal, proxy.ccache, proxy.keytab, proxy.password, proxy.mechanism))
+        password = proxy.password if proxy.username is None else None
+        found = credential(Source(proxy.principal, proxy.ccache, proxy.keytab, password, proxy.mechanism))
         facts["principal"] = found.principal
         facts["cache"] = found.cache
         facts["valid for"] = _duration(found.lifetime)
@@ -151,7 +200,6 @@ class _Examination:
     def _service(self, facts: dict[str, str]) -> None:
         facts["asked for"] = self._proxy.gss_target
         try:
-            self._initiator = initiator(self._proxy)
             self._token = self._initiator.step(None)
             facts["KDC"] = "gave a ticket"
         finally:
@@ -169,26 +217,44 @@ class _Examination:
 
     def _connect(self, facts: dict[str, str]) -> None:
         proxy = self._proxy
+        facts["proxy"] = str(proxy)
         self._connection = _direct_connection(proxy.host, proxy.port, proxy.timeout)
         facts["address"] = "{}:{}".format(*self._connection.getpeername()[:2])
 
-    def _negotiate(self) -> Iterator[Finding]:
+    def _negotiate_at_a_level(self) -> Iterator[Finding]:
+        *preferred, last = self._proxy.levels
+        for level in preferred:
+            self._level_refused = False
+            try:
+                yield from self._negotiate(level)
+            except _FailedError:
+                if not self._level_refused:
+                    raise
+            else:
+                return
+            self._connection.close()
+            self._initiator, self._token = initiator(self._proxy), None
+            yield from self._step("proxy", self._connect)
+        yield from self._negotiate(last)
+
+    def _negotiate(self, level: ProtectionLevel) -> Iterator[Finding]:
         """The negotiation, one flight at a time, so that each step can be told from the next."""
-        begun = _Begun(self._initiator, self._token)
         self._negotiation = ClientNegotiation(
-            begun,
+            _Begun(self._initiator, self._token) if self._token else self._initiator,
             Request(Command.CONNECT, self._destination),
             proxy=str(self._proxy),
-            level=self._proxy.levels[0],
+            level=level,
             least=self._proxy.least_level,
+            methods=self._proxy.offered,
+            user=self._proxy.user,
             pipelined=False,
             nec=self._proxy.nec,
         )
         self._pending = b""
         self._to_send = self._negotiation.start()
-        yield self._timed("authentication", lambda facts: self._authenticate(facts, begun))
-        yield self._timed("protection", self._agree)
-        yield self._timed("target", self._await_reply)
+        yield from self._step("authentication", self._authenticate)
+        yield from self._step("protection", self._agree)
+        yield from self._step("target", self._await_reply)
 
     def _exchange(self, until: Callable[[], bool]) -> None:
         while not until():
@@ -200,24 +266,37 @@ class _Examination:
             step = self._negotiation.receive(octets)
             self._pending, self._to_send = octets[step.taken :], step.to_send
 
-    def _authenticate(self, facts: dict[str, str], begun: _Begun) -> None:
-        facts["method offered"] = "GSS-API (0x01)"
-        self._exchange(lambda: begun.complete)
+    def _authenticate(self, facts: dict[str, str]) -> None:
+        negotiation = self._negotiation
+        facts["method offered"] = ", ".join(map(_method, self._proxy.offered))
+        self._exchange(lambda: negotiation.method is not None)
+        assert negotiation.method is not None  # it has been picked
+        facts["method picked"] = _method(negotiation.method)
+        if negotiation.method != Method.GSSAPI:
+            self._exchange(lambda: negotiation.records is not None)
+            return
+        self._exchange(lambda: self._initiator.complete)
         from ._gss import ticket_flags
 
-        granted = begun.granted
         forwardable, ok_as_delegate = ticket_flags(self._initiator)
-        facts["method picked"] = "GSS-API (0x01)"
-        facts["as"] = f"{begun.initiator_name}, by {begun.mechanism}"
+        facts["as"] = f"{self._initiator.initiator_name}, by {self._initiator.mechanism}"
+        facts["at"] = str(self._initiator.target_name)
         facts["ticket"] = "forwardable" if forwardable else "not forwardable"
-        facts["delegated"] = "yes" if granted.delegated else "no"
+        facts["delegated"] = "yes" if self._initiator.granted.delegated else "no"
         if forwardable and not ok_as_delegate:
             facts["delegated"] += " (the KDC does not mark the proxy as fit for it)"
         facts["clocks"] = "close enough: the ticket was accepted"
 
     def _agree(self, facts: dict[str, str]) -> None:
+        if self._negotiation.method != Method.GSSAPI:
+            facts["granted"] = "none: the method has no protection"
+            return
         facts["asked for"] = self._proxy.protection
-        self._exchange(lambda: self._negotiation.agreed is not None)
+        try:
+            self._exchange(lambda: self._negotiation.agreed is not None)
+        except LevelRefusedError:
+            self._level_refused = True
+            raise
         level = self._negotiation.agreed
         facts["granted"] = level.name.lower() if level is not None else "nothing"
 
@@ -257,6 +336,10 @@ class _Begun:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._initiator, name)
+
+
+def _method(method: Method) -> str:
+    return f"{_METHOD_NAMES[method]} ({method:#04x})"
 
 
 def _destination(target: str | None) -> Address:
@@ -306,9 +389,13 @@ def _canonical_name(host: str) -> str:
         pointer = _originals.gethostbyaddr(address)[0]
     except OSError:
         pointer = "no name"
-    agreeing = canonical.lower() == host.lower() == pointer.lower()
     text = f"{host} is {canonical} is {address} is {pointer}"
-    return text if agreeing else f"{text}: if the KDC knows another, give target_name="
+    if canonical.lower() != host.lower():
+        text += f"; an alias: where krb5.conf has dns_canonicalize_hostname, Kerberos asks for {canonical}"
+    if pointer.lower() != canonical.lower():
+        text += f"; PTR mismatch: where krb5.conf has rdns, Kerberos asks for {pointer}"
+    agreeing = canonical.lower() == host.lower() == pointer.lower()
+    return text if agreeing else f"{text}; if the KDC knows another, give target_name="
 
 
 def _direct_connection(host: str, port: int, timeout: float | None) -> socket.socket:

@@ -14,7 +14,7 @@ from ._startup import CHILDREN, INJECT
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["deaf", "environment", "hook_path", "install_hook", "remove_hook"]
+__all__ = ["deaf", "environment", "hook_paths", "install_hook", "remove_hook"]
 
 _FOLDER = Path(__file__).with_name("_inject")
 # Does nothing, and imports nothing, unless the environment asks. What it does then is all here: it has to stop the
@@ -36,7 +36,14 @@ else:
 """
 _HOOK = f"import os; os.environ.get('GSSSOCKS_INJECT', '0') in ('', '0') or exec({_HOOK_BODY!r})\n"
 # Sorts behind what other packages put there: editable installs have to be on the path first.
-_HOOK_NAME = "zz_gsssocks.pth"
+_HOOK_NAME = "zz_gsssocks"
+# Python 3.15 and later call what `.start` names, and ignore the line of the `.pth` beside it (PEP 829). They tell of an
+# error there, and go on: so it names a module that needs nothing else, which ends the process itself.
+_HOOK_FILES = {
+    f"{_HOOK_NAME}.py": f"def start():\n    {_HOOK}",
+    f"{_HOOK_NAME}.start": f"{_HOOK_NAME}:start\n",
+    f"{_HOOK_NAME}.pth": _HOOK,
+}
 _LONGEST_LINE = 4096
 
 
@@ -113,30 +120,33 @@ def _interpreter(program: str) -> list[str]:
     return words
 
 
-def hook_path() -> Path:
-    """Where the hook of this Python environment is, or would be."""
-    return Path(sysconfig.get_path("purelib")) / _HOOK_NAME
+def hook_paths() -> list[Path]:
+    """Where the files of this Python environment's hook are, or would be."""
+    folder = Path(sysconfig.get_path("purelib"))
+    return [folder / name for name in _HOOK_FILES]
 
 
-def install_hook() -> Path:
+def install_hook() -> None:
     """Writes the hook: every program of this Python environment starts with gsssocks if `GSSSOCKS_INJECT` is set.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    path = hook_path()
-    path.write_text(_HOOK, encoding="utf-8")
-    return path
+    for path in hook_paths():
+        path.write_text(_HOOK_FILES[path.name], encoding="utf-8")
 
 
-def remove_hook() -> bool:
-    """Removes the hook; False if there was none.
+def remove_hook() -> list[Path]:
+    """Removes the hook.
+
+    Returns:
+        those of its files that were there.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: one cannot be removed.
     """
-    path = hook_path()
-    if not path.exists():
-        return False
-    path.unlink()
-    return True
+    # In the opposite order: no file ever names one that is gone.
+    there = [path for path in reversed(hook_paths()) if path.exists()]
+    for path in there:
+        path.unlink()
+    return there

@@ -1,14 +1,20 @@
 """The socket objects as they were before any patch of ours, for the code that must reach the kernel itself.
 
-`install()` wraps methods of `socket.socket`; the C type below it (`socket.SocketType`) cannot be patched in place, so
+`install()` wraps methods of `socket.socket`; the C type below it (`_socket.SocketType`) cannot be patched in place, so
 calling its methods unbound always means the kernel's own operation. This module must be imported before a patch is
 made.
 """
 
 from __future__ import annotations
 
+from _socket import SocketType
 from select import select
-from socket import SocketType, getaddrinfo, gethostbyaddr, socket
+from socket import getaddrinfo, gethostbyaddr, socket
 from threading import Thread
+from typing import TYPE_CHECKING
+
+if not TYPE_CHECKING and not issubclass(socket, SocketType):
+    # gevent's or eventlet's, which came first; what they replaced lives on, not least as a base of `ssl.SSLSocket`.
+    socket = next(cls for cls in SocketType.__subclasses__() if cls.__module__ == "socket")
 
 __all__ = ["SocketType", "Thread", "getaddrinfo", "gethostbyaddr", "select", "socket"]

@@ -10,18 +10,20 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
-import logging
 import os
 import socket
 import sys
 import threading
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import wrapt
 
 from . import _listeners, _originals
 from ._config import Settings
+from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
+from ._references import exchange
 from ._resolver import Placeholders, Resolver
 from ._sendfile import send_file
 from ._socket import adopt, connect_code, in_progress, open_tunnel
@@ -30,9 +32,9 @@ from .exceptions import refused_by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import ModuleType
 
     from ._config import Proxy
+    from ._config.placeholders import PlaceholderRanges
     from ._config.settings import ProxyChoice, RuleChoice
 
 __all__ = ["Status", "goes_through_proxy", "install", "installed", "status", "uninstall", "wrap"]
@@ -47,11 +49,13 @@ class _Patched(NamedTuple):
     name: str
     own: Any | None
     """What stood in the owner's own namespace; None where the attribute was inherited."""
+    wrapped: Any
+    """What stands there instead."""
 
 
-_log = logging.getLogger("gsssocks")
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
+_references: list[str] = []
 _settings: Settings | None = None
 
 
@@ -62,6 +66,7 @@ def install(
     rules: RuleChoice = None,
     remote_dns: bool | None = None,
     bind: bool | None = None,
+    placeholders: str | Iterable[str] | None = None,
     **proxy_options: Any,
 ) -> None:
     """Sends every TCP connection that this process makes from now on through a proxy.
@@ -79,13 +84,25 @@ def install(
             the proxy; None goes by the scheme (socks5h).
         bind: whether sockets that listen do so at the proxy (see `_listeners`), which lets each accept one connection;
             None is no, unless environment or file say otherwise.
+        placeholders: the ranges that these come from, instead of 198.18.0.0/15 and 100::/64: one or two CIDR blocks.
+            Addresses that were given out before go on standing for their names.
         proxy_options: arguments of `Proxy`, over those in the URL.
 
     Raises:
         ValueError, TypeError: something is wrong; the message quotes it and says where it comes from. Nothing has been
             changed then.
     """
-    _activate(Settings.load(proxy, no_proxy=no_proxy, rules=rules, remote_dns=remote_dns, bind=bind, **proxy_options))
+    _activate(
+        Settings.load(
+            proxy,
+            no_proxy=no_proxy,
+            rules=rules,
+            remote_dns=remote_dns,
+            placeholders=placeholders,
+            bind=bind,
+            **proxy_options,
+        )
+    )
 
 
 def uninstall() -> None:
@@ -98,6 +115,8 @@ class Status(NamedTuple):
 
     patched: tuple[str, ...]
     """What is patched, by name; empty if nothing is installed."""
+    references: tuple[str, ...]
+    """What other modules had taken of that before, by their own names for it; covered as well."""
     settings: Settings | None
     """What `install()` gathered, with where each part came from (`settings.sources`)."""
 
@@ -105,7 +124,8 @@ class Status(NamedTuple):
 def status() -> Status:
     """What is installed now."""
     with _lock:
-        return Status(tuple(f"{entry.owner.__name__}.{entry.name}" for entry in _ledger), _settings)
+        patched = tuple(f"{entry.owner.__name__}.{entry.name}" for entry in _ledger)
+        return Status(patched, tuple(_references), _settings)
 
 
 @contextmanager
@@ -122,49 +142,66 @@ def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
 def _activate(settings: Settings | None) -> None:
     global _settings
     with _lock:
-        if settings is not None and not _ledger:
-            _patch()
-        if settings is not None and settings.remote_dns:
-            _patch_lookups()
-        if settings is not None and settings.bind:
-            _patch_listeners()
+        if settings is not None:
+            _patch(settings)
+            log_to_stderr_if_asked()
         _settings = settings
         if settings is None:
             _restore()
-        else:
-            _log_to_stderr_if_asked()
+            log_to_stderr_no_more()
 
 
-def _log_to_stderr_if_asked() -> None:
-    if os.environ.get("GSSSOCKS_DEBUG", "0") in ("", "0") or _log.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("gsssocks: %(message)s"))
-    _log.addHandler(handler)
-    _log.setLevel(logging.DEBUG)
+def _patch(settings: Settings) -> None:
+    """Patches what has not been patched yet."""
+    if settings.remote_dns:
+        _choose_placeholders(settings.placeholders)
+    already = len(_ledger)
+    if not _ledger:
+        _patch_connections()
+    if settings.remote_dns:
+        _patch_lookups()
+    if settings.bind:
+        _patch_listeners()
+    _cover_references(already)
 
 
-def _patch() -> None:
-    wrap(socket.socket, "__init__", _init)
-    wrap(socket.socket, "connect", _connect)
-    wrap(socket.socket, "connect_ex", _connect_ex)
+def _cover_references(already: int) -> None:
+    """Has what modules took before stand for what has been patched since the ledger had `already` lines."""
+    _references.extend(exchange((entry.own, entry.wrapped) for entry in _of_modules(_ledger[already:])))
+
+
+def _patch_connections() -> None:
+    wrap(_originals.socket, "__init__", _init)
+    wrap(_originals.socket, "connect", _connect)
+    wrap(_originals.socket, "connect_ex", _connect_ex)
     if hasattr(os, "sendfile"):
         wrap(os, "sendfile", _sendfile)
     _watch_libraries()
 
 
+_placeholders: Placeholders | None = None
 _resolver: Resolver | None = None
 
 
-def _patch_lookups() -> None:
-    """Has names that go to the proxy answered by placeholders."""
-    global _resolver
-    if any(entry.name == "getaddrinfo" for entry in _ledger):
-        return
+def _choose_placeholders(ranges: PlaceholderRanges) -> None:
+    global _placeholders, _resolver
     # Kept for good: what a program was once answered, it may connect to at any time.
-    _resolver = _resolver or Resolver(Placeholders(), _is_remote)
-    for name, wrapper in _resolver.wrappers().items():
-        wrap(socket, name, wrapper)
+    if _placeholders is not None:
+        _placeholders.move(*ranges)
+        return
+    _placeholders = Placeholders(*ranges)
+    _resolver = Resolver(_placeholders, _is_remote)
+
+
+def _patch_lookups() -> None:
+    """Has names that go to the proxy answered by placeholders, whichever module is asked."""
+    if _resolver is None:
+        return
+    patched = [entry.owner for entry in _ledger if entry.name == "getaddrinfo"]
+    for module in (socket, *_resolving):
+        if module not in patched:
+            for name, wrapper in _resolver.wrappers().items():
+                wrap(module, name, wrapper)
 
 
 def _is_remote(name: str, port: int | None) -> bool:
@@ -181,7 +218,7 @@ def _patch_listeners() -> None:
     """Has sockets listen at the proxy."""
     if not any(entry.name == "listen" for entry in _ledger):
         for name, wrapper in _listeners.wrappers(_listening_proxies).items():
-            wrap(socket.socket, name, wrapper)
+            wrap(_originals.socket, name, wrapper)
 
 
 def _listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
@@ -196,11 +233,16 @@ def _listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
 
 _LIBRARIES = {
     "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
+    "eventlet.green.socket": "gsssocks.adapters.eventlet",
+    "eventlet.green.ssl": "gsssocks.adapters.eventlet",
     "gevent._socket3": "gsssocks.adapters.gevent",
     "trio._socket": "gsssocks.adapters.trio",
     "uvloop": "gsssocks.adapters.uvloop",
 }
 """Modules that pass by a subclass of `socket.socket`, by unbound calls or the bare descriptor, and who sees to them."""
+_LIBRARIES_THAT_RESOLVE = ("eventlet.green.socket", "gevent._socket3")
+"""Those of them that have lookups of their own, and put them into `socket` when they patch it."""
+_resolving: list[ModuleType] = []
 _watched = False
 
 
@@ -221,8 +263,15 @@ def _coverer(adapter: str) -> Callable[[ModuleType], None]:
     def cover(library: ModuleType) -> None:
         # An import hook cannot be taken back; after uninstall() it does nothing.
         with _lock:
-            if _ledger:
-                importlib.import_module(adapter).cover(library)
+            if not _ledger:
+                return
+            already = len(_ledger)
+            importlib.import_module(adapter).cover(library)
+            if library.__name__ in _LIBRARIES_THAT_RESOLVE:
+                _resolving.append(library)
+                if _settings is not None and _settings.remote_dns:
+                    _patch_lookups()
+            _cover_references(already)
 
     return cover
 
@@ -242,17 +291,28 @@ def wrap(owner: Any, name: str, wrapper: _Wrapper) -> None:
     Args:
         wrapper: called with the original (bound), the instance, and the arguments, as wrapt does.
     """
-    _ledger.append(_Patched(owner, name, vars(owner).get(name)))
-    wrapt.wrap_function_wrapper(owner, name, wrapper)
+    own = vars(owner).get(name)
+    _ledger.append(_Patched(owner, name, own, wrapt.wrap_function_wrapper(owner, name, wrapper)))
 
 
 def _restore() -> None:
+    patched = _ledger[:]
     while _ledger:
-        owner, name, own = _ledger.pop()
+        owner, name, own, wrapped = _ledger.pop()
+        if vars(owner).get(name) is not wrapped:
+            continue  # somebody has patched it since, over ours, which does nothing any more
         if own is None:
             delattr(owner, name)
         else:
             setattr(owner, name, own)
+    # Also what modules have taken since.
+    exchange((entry.wrapped, entry.own) for entry in _of_modules(patched))
+    _references.clear()
+    _resolving.clear()
+
+
+def _of_modules(patched: Iterable[_Patched]) -> Iterator[_Patched]:
+    return (entry for entry in patched if isinstance(entry.owner, ModuleType))
 
 
 # The wrappers. Each decides first whether the socket concerns us, and if not, calls what was there.
@@ -361,8 +421,8 @@ def _route(sock: socket.socket, args: tuple[Any, ...]) -> _Route | None:
     return _Route(_proxies(settings.proxies, decision.protection), name)
 
 
-def goes_through_proxy(sock: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a connect with these arguments is to go through a proxy, for classes that are not `socket.socket`'s.
+def goes_through_proxy(sock: socket.socket, args: tuple[Any, ...]) -> bool:
+    """Whether a connect with these arguments is to go through a proxy, for classes that only hold a C socket, `sock`.
 
     Raises:
         ProxyError: a rule refuses the destination.

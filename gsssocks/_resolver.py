@@ -19,20 +19,20 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
+from ._config import IPV4_RANGE, IPV6_RANGE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["IPV4_RANGE", "IPV6_RANGE", "Placeholders", "Resolver"]
+__all__ = ["Placeholders", "Resolver"]
 
-IPV4_RANGE = "198.18.0.0/15"
-"""Set aside for measuring network devices (RFC 2544, RFC 6890): no host on the Internet has such an address."""
-IPV6_RANGE = "100::/64"
-"""Discard-only (RFC 6666): whatever is sent there outside a tunnel, by mistake, reaches nobody."""
 MAX_NAME = 255
 """Octets of the longest name that SOCKS 5 can carry (RFC 1928, section 5)."""
+_MOST_NAMES = 65_535
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 _IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+_Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 # Reentrant, for a signal handler that looks a name up. A fork waits for it, so that no child inherits a lock which
 # nobody there will ever release, nor a table that was being changed.
@@ -50,23 +50,41 @@ class Placeholders:
 
     Args:
         ipv4, ipv6: the ranges, in CIDR notation.
-        limit: how many names to remember; the one that has not been used for longest is then forgotten. None is half
-            of the smaller range, 65,535 of the default ones, for at most some 25 MB: a free address is never far then,
-            and none means another name before so many others have come after its own.
+        limit: how many names to remember in each; the one that has not been used for longest is then forgotten. None is
+            half of the range, but not more than 65,535, half of the default IPv4 range, for at most some 25 MB: a free
+            address is never far then, and none means another name before so many others have come after its own.
 
     Raises:
         ValueError: a range is none, or has no room for `limit` names.
     """
 
     def __init__(self, ipv4: str = IPV4_RANGE, ipv6: str = IPV6_RANGE, limit: int | None = None) -> None:
-        self._ipv4, self._ipv6 = ipaddress.IPv4Network(ipv4), ipaddress.IPv6Network(ipv6)
-        # The first and the last address of a network are nobody's.
-        self._size = min(self._ipv4.num_addresses, self._ipv6.num_addresses) - 2
-        self._limit = max(1, self._size // 2) if limit is None else limit
-        if not 1 <= self._limit <= self._size:
-            raise ValueError(f"{ipv4} and {ipv6} have no room for {self._limit} placeholders")
-        self._numbers: OrderedDict[str, int] = OrderedDict()
-        self._names: dict[int, str] = {}
+        self._limit = limit
+        self._ipv4 = _Range(ipaddress.IPv4Network(ipv4), limit)
+        self._ipv6 = _Range(ipaddress.IPv6Network(ipv6), limit)
+        self._ranges = [self._ipv4, self._ipv6]
+
+    def move(self, ipv4: str, ipv6: str) -> None:
+        """From now on, takes addresses from these ranges. Those given out before go on standing for their names.
+
+        Raises:
+            ValueError: a range has some addresses, but not all, in common with an earlier one, so that one address
+                might stand for two names. Nothing has been changed then.
+        """
+        with _lock:
+            self._ipv4, self._ipv6 = self._range(ipaddress.IPv4Network(ipv4)), self._range(ipaddress.IPv6Network(ipv6))
+            self._ranges += [new for new in (self._ipv4, self._ipv6) if new not in self._ranges]
+
+    def _range(self, network: _Network) -> _Range:
+        for known in self._ranges:
+            if known.network == network:
+                return known
+            if known.network.version == network.version and known.network.overlaps(network):
+                raise ValueError(
+                    f"bad placeholders {str(network)!r}: they overlap {known.network}, where earlier settings of this "
+                    f"process have them"
+                )
+        return _Range(network, self._limit)
 
     def address(self, name: str, family: int = socket.AF_INET) -> str:
         """The placeholder for a name.
@@ -74,31 +92,44 @@ class Placeholders:
         Args:
             family: `AF_INET6` for an IPv6 address; anything else is IPv4.
         """
-        network = self._ipv6 if family == socket.AF_INET6 else self._ipv4
-        return str(network[self._number(name)])
+        return (self._ipv6 if family == socket.AF_INET6 else self._ipv4).address(name)
 
     def name(self, address: str) -> str | None:
         """The name that an address stands for, as it was first asked for; None for what is no placeholder, or for a
         name that was forgotten, or given out by another process."""
         ip = _ip(address)
-        if ip is None or not self._has(ip):
+        if ip is None:
             return None
+        return next((known.name(ip) for known in self._ranges if ip in known.network), None)
+
+    def covers(self, address: str) -> bool:
+        """Whether `address` is in the ranges that placeholders come from now, be its name known or not."""
+        ip = _ip(address)
+        return ip is not None and (ip in self._ipv4.network or ip in self._ipv6.network)
+
+
+class _Range:
+    """The placeholders of one network."""
+
+    def __init__(self, network: _Network, limit: int | None) -> None:
+        self.network = network
+        # The first and the last address of a network are nobody's.
+        self._size = network.num_addresses - 2
+        self._limit = max(1, min(self._size // 2, _MOST_NAMES)) if limit is None else limit
+        if not 1 <= self._limit <= self._size:
+            raise ValueError(f"{network} has no room for {self._limit} placeholders")
+        self._numbers: OrderedDict[str, int] = OrderedDict()
+        self._names: dict[int, str] = {}
+
+    def address(self, name: str) -> str:
+        return str(self.network[self._number(name)])
+
+    def name(self, ip: _IPAddress) -> str | None:
         with _lock:
-            name = self._names.get(int(ip) - int(self._network(ip).network_address))
+            name = self._names.get(int(ip) - int(self.network.network_address))
             if name is not None:
                 self._note_use(_normal(name))
         return name
-
-    def covers(self, address: str) -> bool:
-        """Whether `address` is a placeholder, be its name known or not."""
-        ip = _ip(address)
-        return ip is not None and self._has(ip)
-
-    def _has(self, ip: _IPAddress) -> bool:
-        return ip in self._network(ip)
-
-    def _network(self, ip: _IPAddress) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        return self._ipv4 if ip.version == 4 else self._ipv6
 
     def _number(self, name: str) -> int:
         normal = _normal(name)
@@ -273,10 +304,9 @@ class Resolver:
         return name
 
     def _stands_for_a_name(self, address: str) -> bool:
-        placeholders = self._placeholders
-        if not placeholders.covers(address):
-            return False
-        return placeholders.name(address) is not None or self._is_proxied(address, None)
+        if self._placeholders.name(address) is not None:
+            return True
+        return self._placeholders.covers(address) and self._is_proxied(address, None)
 
 
 def _unknown_name() -> socket.gaierror:

@@ -224,7 +224,7 @@ def _accepted_elsewhere() -> ProxyError:
     )
 
 
-class GSSSocket(socket.socket):
+class GSSSocket(_originals.socket):
     """A TCP socket whose connection goes through a SOCKS 5 proxy with GSS-API; otherwise a `socket.socket`.
 
     One that listens does so at the proxy, which gives it one connection for each `listen()` (RFC 1928, BIND).

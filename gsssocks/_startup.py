@@ -48,17 +48,26 @@ def start() -> None:
 
 
 def _import_wrapt() -> None:
-    """Imports wrapt without asyncio, which it loads, and with it ssl: it gets a stand-in that loads asyncio when
-    used."""
-    if "asyncio" in sys.modules or "wrapt" in sys.modules:
+    """Imports wrapt without what it loads and hardly ever needs: asyncio, and with it ssl; importlib.metadata, which
+    takes longer than all the rest. Stand-ins load these when they are used."""
+    if "wrapt" in sys.modules:
         return
-    standin = ModuleType("asyncio")
-    standin.__getattr__ = lambda name: getattr(import_module("asyncio"), name)  # type: ignore[method-assign]
-    sys.modules["asyncio"] = standin
+    standins = {name: _standin(name) for name in ("asyncio", "importlib.metadata") if name not in sys.modules}
+    sys.modules.update(standins)
     try:
         import_module("wrapt")
     finally:
-        del sys.modules["asyncio"]
+        for name in standins:
+            del sys.modules[name]
+    if "importlib.metadata" in standins:
+        # wrapt asks `importlib` for it, where an import would have put it, and will.
+        vars(sys.modules["importlib"])["metadata"] = standins["importlib.metadata"]
+
+
+def _standin(name: str) -> ModuleType:
+    standin = ModuleType(name)
+    standin.__getattr__ = lambda attribute: getattr(import_module(name), attribute)  # type: ignore[method-assign]
+    return standin
 
 
 def _refuse(error: Exception, asked: str) -> None:

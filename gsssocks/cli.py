@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 from . import __version__
 from ._check import STATUS, examine
 from ._config import Settings
-from ._injection import deaf, environment, hook_path, install_hook, remove_hook
+from ._injection import deaf, environment, hook_paths, install_hook, remove_hook
 from ._startup import EX_CONFIG, INJECT
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ._check import Report
 
 __all__ = ["main"]
 
@@ -85,12 +88,12 @@ def _add_inject(commands: _Commands) -> None:
     inject = commands.add_parser(
         "inject",
         help="let every program of this Python environment start with gsssocks, if GSSSOCKS_INJECT is set",
-        description=f"Writes a .pth file into this Python environment. It does nothing unless {INJECT}=1 is set when a "
-        "program starts.",
+        description="Writes a .pth file into this Python environment, and a .start file for Python 3.15 and later. "
+        f"They do nothing unless {INJECT}=1 is set when a program starts.",
     )
     what = inject.add_mutually_exclusive_group()
     what.add_argument("--remove", action="store_true", help="remove it again")
-    what.add_argument("--status", action="store_true", help="say whether it is there; exit status 1 if not")
+    what.add_argument("--status", action="store_true", help="say whether it is there; exit status 1 if a part is not")
     inject.set_defaults(command=_inject)
 
 
@@ -135,18 +138,30 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _inject(options: argparse.Namespace) -> int:
-    path = hook_path()
     try:
         if options.status:
-            print(f"{path} {'is there' if path.exists() else 'is not there'}")
-            return 0 if path.exists() else 1
+            return _inject_status()
         if options.remove:
-            print(f"removed {path}" if remove_hook() else f"{path} is not there")
+            _show_removed(remove_hook())
             return 0
-        print(f"wrote {install_hook()}: with {INJECT}=1, programs of this environment go through the proxy")
+        install_hook()
     except OSError as error:
-        return _failure("inject", f"{path}: {error.strerror}")
+        return _failure("inject", f"{error.filename}: {error.strerror}")
+    for path in hook_paths():
+        print(f"wrote {path}")
+    print(f"With {INJECT}=1, programs of this environment go through the proxy.")
     return 0
+
+
+def _inject_status() -> int:
+    for path in hook_paths():
+        print(f"{path} {'is there' if path.exists() else 'is not there'}")
+    return 0 if all(path.exists() for path in hook_paths()) else 1
+
+
+def _show_removed(removed: Sequence[Path]) -> None:
+    for path in hook_paths():
+        print(f"removed {path}" if path in removed else f"{path} is not there")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -160,8 +175,14 @@ def _check(options: argparse.Namespace) -> int:
         return report.status
     for finding in report.findings:
         _show(f"{finding.step}: {'ok' if finding.ok else 'FAILED'}", finding.milliseconds / 1000, finding.facts)
-    print("\nAll is well." if not report.status else f"\nIt fails at the {report.findings[-1].step}.")
+    print(f"\n{_conclusion(report)}")
     return report.status
+
+
+def _conclusion(report: Report) -> str:
+    if report.status:
+        return f"It fails at the {report.findings[-1].step}."
+    return "All is well." if all(finding.ok for finding in report.findings) else "It works, but for what failed above."
 
 
 def _demo(_options: argparse.Namespace) -> int:

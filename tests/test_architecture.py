@@ -34,7 +34,7 @@ FLOORS: dict[str, int] = {
         3: ["_negotiation", "_arguments"],
         2: ["_record", "_config", "_transport"],
         1: ["_gss", "_security", "_protocol", "_descriptor"],
-        0: ["exceptions", "_originals", "_log"],
+        0: ["exceptions", "_log", "_originals", "_references"],
     }.items()
     for name in names
 }

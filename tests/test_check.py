@@ -17,6 +17,7 @@ from gsssocks.testing import Realm
 from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
 from tests.peers.host import Host
+from tests.peers.microsocks import Microsocks
 
 if TYPE_CHECKING:
     import socket
@@ -55,6 +56,13 @@ def two_services() -> Iterator[Realm]:
 def proxy(two_services: Realm) -> Iterator[Dante]:
     """Dante that accepts socks/localhost and level 2 alone."""
     with Dante(two_services, enctype="confidentiality") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def microsocks() -> Iterator[Microsocks]:
+    """A proxy that knows bob and his password, and no GSS-API."""
+    with Microsocks("bob", "s3cret") as started:
         yield started
 
 
@@ -164,6 +172,16 @@ class TestASetUpThatWorks:
         assert facts["ticket"] in ("forwardable", "not forwardable")
         assert facts["delegated"].startswith("no")
 
+    def test_ticket_that_is_forwardable(self, proxy: Dante, two_services: Realm, env: Env, tmp_path: Path) -> None:
+        env = {**env, "KRB5CCNAME": f"FILE:{tmp_path / 'ccache'}"}
+        command = ["kinit", "-f", "-k", "-t", two_services.client_keytab, two_services.principal]
+        subprocess.run(command, env=env, check=True)
+        facts = steps("--proxy", proxy.url(), env=env)["authentication"]
+        assert facts["ticket"] == "forwardable"
+        assert facts["delegated"] == "no (the KDC does not mark the proxy as fit for it)"
+        facts = steps("--proxy", proxy.url(delegation="always"), env=env)["authentication"]
+        assert facts["delegated"].startswith("yes")
+
     def test_protection(self, proxy: Dante, env: Env) -> None:
         facts = steps("--proxy", proxy.url(), env=env)["protection"]
         assert facts == {"asked for": "confidentiality", "granted": "confidentiality"}
@@ -188,6 +206,157 @@ class TestASetUpThatWorks:
         target = f"localhost:{echo.address[1]}"
         facts = steps("--proxy", proxy.url(), "--no-proxy", "", target, env=env)["configuration"]
         assert facts["this target"] == "proxy"
+
+
+class TestSeveralProxies:
+    def test_one_that_cannot_be_reached_is_told_and_passed_over(self, proxy: Dante, env: Env) -> None:
+        nobody = ReservedPort("127.0.0.1", "::1")
+        proxies = f"socks5h://localhost:{nobody.number},{proxy.url()}"
+        status, found = findings("--proxy", proxies, env=env)
+        nobody.release()
+        first, second = (finding for finding in found if finding["step"] == "proxy")
+        assert (status, first["ok"], second["ok"]) == (0, False, True)
+        assert first["facts"]["proxy"] == f"localhost:{nobody.number}"
+        assert "refused" in first["facts"]["problem"]
+        assert second["facts"]["proxy"] == f"localhost:{proxy.port}"
+        assert found[-1]["step"] == "target"
+
+    def test_it_is_told_in_the_last_line(self, proxy: Dante, env: Env) -> None:
+        nobody = ReservedPort("127.0.0.1", "::1")
+        done = check("--proxy", f"socks5h://localhost:{nobody.number},{proxy.url()}", env=env)
+        nobody.release()
+        assert done.stdout.splitlines()[-1] == "It works, but for what failed above."
+
+    def test_none_can_be_reached(self, env: Env) -> None:
+        nobody = ReservedPort("127.0.0.1", "::1")
+        proxies = ",".join(2 * [f"socks5h://localhost:{nobody.number}"])
+        status, found = findings("--proxy", proxies, env=env)
+        nobody.release()
+        assert status == STATUS["proxy"]
+        assert [finding["ok"] for finding in found if finding["step"] == "proxy"] == [False, False]
+        assert found[-1]["step"] == "proxy"
+
+
+class TestSeveralLevels:
+    def test_one_that_is_refused_is_told_and_passed_over(self, two_services: Realm, env: Env) -> None:
+        with Dante(two_services, enctype="integrity") as weaker:
+            url = weaker.url(protection="confidentiality,integrity")
+            status, found = findings("--proxy", url, env=env)
+        first, second = (finding for finding in found if finding["step"] == "protection")
+        assert (status, first["ok"], second["ok"]) == (0, False, True), found
+        assert "'confidentiality'" in first["facts"]["problem"]
+        assert second["facts"]["granted"] == "integrity"
+
+    def test_all_are_refused(self, two_services: Realm, env: Env) -> None:
+        with Dante(two_services, enctype="clear") as weaker:
+            url = weaker.url(protection="confidentiality,integrity")
+            status, found = findings("--proxy", url, env=env)
+        assert status == STATUS["protection"]
+        assert [finding["ok"] for finding in found if finding["step"] == "protection"] == [False, False]
+
+    def test_another_failure_ends_the_examination(self, proxy: Dante, env: Env) -> None:
+        nobody = ReservedPort("127.0.0.1", "::1")
+        url = proxy.url(protection="confidentiality,integrity")
+        status, found = findings("--proxy", url, f"localhost:{nobody.number}", env=env)
+        nobody.release()
+        assert status == STATUS["target"]
+        assert [finding["step"] for finding in found if not finding["ok"]] == ["target"]
+
+
+class TestOtherMethods:
+    def url(self, microsocks: Microsocks, methods: str = "userpass", password: str = "s3cret") -> str:
+        options = f"username=bob&password={password}&methods={methods}"
+        return f"socks5h://127.0.0.1:{microsocks.port}?target_name=socks@localhost&{options}"
+
+    def test_user_and_password(self, microsocks: Microsocks, echo: EchoServer, env: Env) -> None:
+        status, found = findings("--proxy", self.url(microsocks), "{}:{}".format(*echo.address), env=env)
+        assert status == 0, found[-1]
+        assert [finding["step"] for finding in found[:4]] == ["configuration", "proxy", "authentication", "protection"]
+        authentication, protection = found[2:4]
+        assert authentication["facts"] == {
+            "method offered": "user name and password (0x02)",
+            "method picked": "user name and password (0x02)",
+        }
+        assert protection["facts"] == {"granted": "none: the method has no protection"}
+        assert "s3cret" not in str(found)
+
+    def test_wrong_password(self, microsocks: Microsocks, env: Env) -> None:
+        said = problem("authentication", "--proxy", self.url(microsocks, password="wrong"), env=env)["problem"]
+        assert "refused the user 'bob' or the password" in said
+
+    def test_without_a_target_connects_to_nothing(self, microsocks: Microsocks, env: Env) -> None:
+        status, found = findings("--proxy", self.url(microsocks), env=env)
+        assert (status, found[-1]["facts"]) == (0, {"target": "none given: the proxy is ready"})
+
+    def test_no_ticket_ends_nothing_where_another_method_is_offered(self, microsocks: Microsocks, env: Env) -> None:
+        env = {**env, "KRB5CCNAME": "FILE:/nonexistent"}
+        status, found = findings("--proxy", self.url(microsocks, methods="gssapi,userpass"), env=env)
+        assert [finding["step"] for finding in found if not finding["ok"]] == ["credential"]
+        assert status == 0
+        (authentication,) = (finding for finding in found if finding["step"] == "authentication")
+        assert authentication["facts"]["method offered"] == "GSS-API (0x01), user name and password (0x02)"
+
+    def test_gssapi_where_the_proxy_picks_it(self, proxy: Dante, env: Env) -> None:
+        facts = steps("--proxy", proxy.url(methods="gssapi,userpass", username="bob", password="s3cret"), env=env)
+        assert facts["authentication"]["method picked"] == "GSS-API (0x01)"
+
+
+class TestNames:
+    """What the resolver makes of the proxy's name, by a hosts file of the test's own."""
+
+    HOSTS = (
+        "127.0.0.3 proxy.example alias.example\n127.0.0.4 reverse.example\n127.0.0.4 forward.example\n"
+        "127.0.0.5 plain.example\n"
+    )
+
+    def name(self, host: str, env: Env, tmp_path: Path) -> str:
+        (tmp_path / "hosts").write_text(self.HOSTS)
+        env = {**env, "LD_PRELOAD": "libnss_wrapper.so", "NSS_WRAPPER_HOSTS": str(tmp_path / "hosts")}
+        _, found = findings("--proxy", f"socks5h://{host}?target_name=socks@localhost", env=env)
+        (service,) = (finding for finding in found if finding["step"] == "service")
+        name: str = service["facts"]["name"]
+        return name
+
+    def test_that_agree(self, env: Env, tmp_path: Path) -> None:
+        name = self.name("plain.example", env, tmp_path)
+        assert name == "plain.example is plain.example is 127.0.0.5 is plain.example"
+
+    def test_an_alias(self, env: Env, tmp_path: Path) -> None:
+        assert self.name("alias.example", env, tmp_path) == (
+            "alias.example is proxy.example is 127.0.0.3 is proxy.example; an alias: where krb5.conf has "
+            "dns_canonicalize_hostname, Kerberos asks for proxy.example; if the KDC knows another, give target_name="
+        )
+
+    def test_a_ptr_mismatch(self, env: Env, tmp_path: Path) -> None:
+        assert self.name("forward.example", env, tmp_path) == (
+            "forward.example is forward.example is 127.0.0.4 is reverse.example; PTR mismatch: where krb5.conf has "
+            "rdns, Kerberos asks for reverse.example; if the KDC knows another, give target_name="
+        )
+
+    def test_that_is_unknown(self, env: Env, tmp_path: Path) -> None:
+        assert self.name("unknown.invalid", env, tmp_path).startswith("unknown.invalid does not resolve")
+
+
+class TestClocks:
+    """This machine's clock is wrong, by libfaketime."""
+
+    def problem(self, step: str, offset: str, proxy: Dante, env: Env) -> str:
+        preload = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+        wrong = {**env, "LD_PRELOAD": str(next(preload)), "FAKETIME": offset}
+        return problem(step, "--proxy", proxy.url(), env=wrong)["problem"]
+
+    def test_behind_the_kdcs(self, proxy: Dante, env: Env) -> None:
+        assert "check the clocks of this machine and the KDC" in self.problem("service", "-1h", proxy, env)
+
+    def test_before_the_kdcs(self, proxy: Dante, two_services: Realm, env: Env, tmp_path: Path) -> None:
+        env = {**env, "KRB5CCNAME": f"FILE:{two_services.kinit(ccache=tmp_path / 'ccache')}"}
+        said = self.problem("service", "+10m", proxy, env)
+        assert "the clocks of this machine and the KDC or proxy are too far apart" in said
+
+    def test_before_the_proxys(self, proxy: Dante, two_services: Realm, env: Env, tmp_path: Path) -> None:
+        env = {**env, "KRB5CCNAME": f"FILE:{two_services.kinit(ccache=tmp_path / 'ccache')}"}
+        steps("--proxy", proxy.url(), env=env)  # the ticket is in the cache now
+        assert "the clocks" in self.problem("authentication", "+10m", proxy, env)
 
 
 def answer_as_a_web_server(connection: socket.socket) -> None:

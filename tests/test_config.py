@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsssocks import Bypass, Proxy
-from gsssocks._config import PROTECTION_LEVELS, UNPROXIED_BY_DEFAULT, Rules, Settings
+from gsssocks._config import (
+    IPV4_RANGE,
+    IPV6_RANGE,
+    PROTECTION_LEVELS,
+    UNPROXIED_BY_DEFAULT,
+    Rules,
+    Settings,
+)
 from gsssocks._protocol import Method, ProtectionLevel
 
 if TYPE_CHECKING:
@@ -644,6 +651,52 @@ class TestSettings:
         assert not Settings.load(URL, environ=variable).remote_dns
         assert Settings.load(URL, environ=variable, remote_dns=True).remote_dns
 
+    @pytest.mark.parametrize(
+        ("placeholders", "ranges"),
+        [
+            (None, (IPV4_RANGE, IPV6_RANGE)),
+            ("10.99.0.0/16", ("10.99.0.0/16", IPV6_RANGE)),
+            ("fd00:99::/32", (IPV4_RANGE, "fd00:99::/32")),
+            (" fd00:99::/32 , 10.99.0.0/16 ", ("10.99.0.0/16", "fd00:99::/32")),
+            (["10.99.0.0/16", "fd00:99::/32"], ("10.99.0.0/16", "fd00:99::/32")),
+        ],
+    )
+    def test_placeholders(self, placeholders: Any, ranges: tuple[str, str]) -> None:
+        assert Settings.load(URL, environ={}, placeholders=placeholders).placeholders == ranges
+
+    def test_strength_of_the_sources_of_placeholders(self, file: Path) -> None:
+        text = "[proxy]\nplaceholders = 10.1.0.0/16\n"
+        variable = {"GSSSOCKS_PLACEHOLDERS": "10.2.0.0/16"}
+        settings = self.load(file, text, proxy=URL)
+        assert (settings.placeholders.ipv4, settings.sources["placeholders"]) == (
+            "10.1.0.0/16",
+            f"{file} [proxy] placeholders",
+        )
+        settings = self.load(file, text, variable, proxy=URL)
+        assert settings.placeholders.ipv4 == "10.2.0.0/16"
+        assert settings.sources["placeholders"] == "environment variable GSSSOCKS_PLACEHOLDERS"
+        settings = self.load(file, text, variable, proxy=URL, placeholders="10.3.0.0/16")
+        assert (settings.placeholders.ipv4, settings.sources["placeholders"]) == ("10.3.0.0/16", "argument")
+
+    @pytest.mark.parametrize(
+        ("placeholders", "says"),
+        [
+            ("198.18.0.0/33", "bad placeholders '198.18.0.0/33'"),
+            ("198.18.0.1/15", "has host bits set"),
+            ("example.org", "bad placeholders 'example.org'"),
+            ("", "bad placeholders ''"),
+            ("192.0.2.0/31", "'192.0.2.0/31': a range needs 4 addresses or more"),
+            ("10.0.0.0/8,198.18.0.0/15", "'198.18.0.0/15' is the second range for IPv4"),
+        ],
+    )
+    def test_placeholders_that_cannot_be(self, placeholders: str, says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            Settings.load(URL, environ={}, placeholders=placeholders)
+
+    def test_placeholders_of_a_wrong_type(self) -> None:
+        with pytest.raises(TypeError, match="a range of placeholders is a string, not 8"):
+            Settings.load(URL, environ={}, placeholders=[8])  # type: ignore[list-item]
+
     def test_no_proxy_of_the_environment_goes_with_a_proxy_of_the_environment(self) -> None:
         environ = {"GSSSOCKS_PROXY": URL, "NO_PROXY": "host.example"}
         assert Settings.load(environ=environ).rules.decide("host.example", 1).action == "direct"
@@ -666,9 +719,18 @@ class TestSettings:
             ("[proxy]\nprotecton = integrity\n", "unknown option 'protecton'; did you mean 'protection'?"),
             ("[proxy]\nprotection = full\n", "not 'full'"),
             ("[proxy]\ntimeout = soon\n", "not 'soon'"),
+            ("[proxy]\ntimeout = 0\n", "[proxy] timeout: proxy timeout must be a positive number"),
+            ("[proxy]\nmechanism = kerberos\n", "[proxy] mechanism: proxy mechanism must be one of"),
+            ("[proxy]\nkeytab = /nonexistent\n", "[proxy] keytab: the keytab '/nonexistent' is not there"),
+            (
+                "[rules]\na.example = direct\nA.example = refuse\n",
+                "two rules contradict each other: 'a.example=direct'",
+            ),
+            ("[rules]\n10.0.0.0/99 = direct\n", "bad destination '10.0.0.0/99'"),
             ("[proxy]\nno_proxy = 10.0.0.0/99\n", "bad destination '10.0.0.0/99'"),
             ("[proxy]\nremote_dns = perhaps\n", "not 'perhaps'"),
             ("[proxy]\nbind = perhaps\n", "bind must be true or false, not 'perhaps'"),
+            ("[proxy]\nplaceholders = 198.18.0.0/33\n", "bad placeholders '198.18.0.0/33'"),
             ("[porxy]\nservice = rcmd\n", "unknown section 'porxy'; did you mean 'proxy'?"),
             ("[rules]\nhost.example = allow\n", "bad rule 'host.example=allow'"),
             ("service = rcmd\n", "no section headers"),
@@ -704,14 +766,38 @@ class TestSettings:
             ("GSSSOCKS_RULES", "host.example=allow"),
             ("GSSSOCKS_REMOTE_DNS", "perhaps"),
             ("GSSSOCKS_BIND", "perhaps"),
+            ("GSSSOCKS_PLACEHOLDERS", "198.18.0.0/33"),
             ("GSSSOCKS_TIMEOUT", "soon"),
+            ("GSSSOCKS_TIMEOUT", "-1"),
+            ("GSSSOCKS_MECHANISM", "kerberos"),
+            ("GSSSOCKS_SERVICE", "so cks"),
+            ("GSSSOCKS_KEYTAB", "/nonexistent"),
+            ("GSSSOCKS_KEYTAB", "FILE:/"),
         ],
     )
     def test_mistake_in_a_variable_names_it(self, variable: str, text: str) -> None:
         environ = {"GSSSOCKS_PROXY": URL, variable: text}
-        with pytest.raises(ValueError, match=variable) as caught:
+        with pytest.raises(ValueError, match=f"^environment variable {variable}: ") as caught:
             Settings.load(environ=environ)
-        assert text in str(caught.value)
+        assert text.removeprefix("FILE:") in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("slip", "meant"),
+        [
+            ("GSSSOCKS_REMOTEDNS", "GSSSOCKS_REMOTE_DNS"),
+            ("GSSSOCKS_PROTECTON", "GSSSOCKS_PROTECTION"),
+            ("GSSSOCKS_RULE", "GSSSOCKS_RULES"),
+            ("GSSSOCKS_NOPROXY", "GSSSOCKS_NO_PROXY"),
+            ("GSSSOCKS_PLACEHOLDER", "GSSSOCKS_PLACEHOLDERS"),
+        ],
+    )
+    def test_slip_in_the_name_of_a_variable(self, slip: str, meant: str) -> None:
+        with pytest.raises(ValueError, match=f"environment variable {slip} is unknown; did you mean {meant}\\?"):
+            Settings.load(URL, environ={slip: "1"})
+
+    @pytest.mark.parametrize("variable", ["GSSSOCKS_DANTE", "GSSSOCKS_PACKAGES_PRESENT", "GSSSOCKS_SITE"])
+    def test_variable_of_somebody_else_is_none_of_ours(self, variable: str) -> None:
+        assert Settings.load(URL, environ={variable: "1"}).proxies == (PROXY,)
 
     def test_nowhere_a_proxy(self) -> None:
         with pytest.raises(ValueError, match=r"GSSSOCKS_PROXY=socks5h://host:port.*GSSSOCKS_CONFIG"):

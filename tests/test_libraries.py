@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 
 import gsssocks
+from gsssocks._resolver import Placeholders
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.targets import octets
 
@@ -206,6 +207,22 @@ class TestAsyncio:
                 return await loop.sock_recv(tunnel, 100)
 
         assert runner()(talk()) == b"hello"
+
+
+@pytest.mark.parametrize("runner", [asyncio_runner, uvloop_runner], ids=["asyncio", "uvloop"])
+def test_names_that_go_to_the_proxy_are_not_looked_up(runner: Callable[[], Callable[[Any], Any]]) -> None:
+    import asyncio
+
+    async def look_up() -> tuple[str, str]:
+        loop = asyncio.get_running_loop()
+        ((_, _, _, _, address),) = await loop.getaddrinfo("target.invalid", 80, type=socket.SOCK_STREAM)
+        name, _ = await loop.getnameinfo((str(address[0]), 80))
+        return str(address[0]), name
+
+    with gsssocks.installed("socks5h://proxy.example"):
+        address, name = runner()(look_up())
+    assert Placeholders().covers(address)
+    assert name == "target.invalid"
 
 
 @pytest.mark.usefixtures("through_dante")

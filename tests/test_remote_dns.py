@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 NAME = "target.invalid"
 """Known to `proxy`, and to nobody else: no resolver answers names below "invalid" (RFC 6761)."""
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
+OTHER_RANGES = ("10.99.0.0/16", "fd00:99::/64")
 FUNCTIONS = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 
 
@@ -98,6 +99,8 @@ def watch(event, args):
             os._exit(99)
 
 sys.addaudithook(watch)
+"""
+INSTALL = """
 import gsssocks
 gsssocks.install(proxy, no_proxy=[], remote_dns=bool(int(remote_dns)))
 """
@@ -180,13 +183,70 @@ with socket.create_connection(address, 20) as plain:
 """,
 }
 
+IMPORTS = """
+import asyncio, http.client, requests, socket, ssl, urllib.request, urllib3.util.connection
+"""
+TAKEN_BEFORE = {
+    "getaddrinfo": (
+        "from socket import getaddrinfo, socket",
+        """
+import ssl
+((family, kind, proto, _, address),) = getaddrinfo(name, port, 0, 1)
+plain = socket(family, kind, proto)
+plain.settimeout(20)
+plain.connect(address)
+with ssl.create_default_context(cafile=ca_file).wrap_socket(plain, server_hostname=name) as sock:
+    sock.sendall(b"GET /bytes/1000 HTTP/1.0\\r\\n\\r\\n")
+    with sock.makefile("rb") as file:
+        data = file.read()[-1000:]
+""",
+    ),
+    # As `requests.adapters` preloads one, in some versions.
+    "TLS context": (
+        "import ssl; context = ssl.create_default_context(cafile=ca_file)",
+        """
+import socket
+with socket.create_connection((name, port), 20) as plain:
+    with context.wrap_socket(plain, server_hostname=name) as sock:
+        sock.sendall(b"GET /bytes/1000 HTTP/1.0\\r\\n\\r\\n")
+        with sock.makefile("rb") as file:
+            data = file.read()[-1000:]
+""",
+    ),
+    "requests session": (
+        "import requests; session = requests.Session()",
+        """
+with session.get(f"https://{name}:{port}/bytes/1000", verify=ca_file, timeout=20) as answer:
+    data = answer.content
+session.close()
+""",
+    ),
+    "create_connection of urllib3": (
+        "import ssl; from urllib3.util.connection import create_connection",
+        """
+with create_connection((name, port), 20) as plain:
+    with ssl.create_default_context(cafile=ca_file).wrap_socket(plain, server_hostname=name) as sock:
+        sock.sendall(b"GET /bytes/1000 HTTP/1.0\\r\\n\\r\\n")
+        with sock.makefile("rb") as file:
+            data = file.read()[-1000:]
+""",
+    ),
+}
+
 every_program = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 
 
 def run(
-    program: str, proxy: str, name: str, server: HTTPServer, ca_file: Path, *, remote_dns: bool = True
+    program: str,
+    proxy: str,
+    name: str,
+    server: HTTPServer,
+    ca_file: Path,
+    *,
+    remote_dns: bool = True,
+    before: str = "",
 ) -> subprocess.CompletedProcess[bytes]:
-    text = f"{WATCHED}{program}\nos.write(1, data)\n"
+    text = f"{WATCHED}{before}{INSTALL}{program}\nos.write(1, data)\n"
     arguments = [proxy, str(int(remote_dns)), name, str(server.address[1]), str(ca_file)]
     # Nothing else may send the program to another proxy, or past this one.
     env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
@@ -223,6 +283,24 @@ class TestNoLookupLeaves:
         assert done.stderr == b""
         assert done.stdout == octets(1000)
         assert [str(session.destination) for session in proxy.sessions[sessions:]] == [f"{NAME}:{https.address[1]}"]
+
+    @every_program
+    def test_whatever_was_imported_before(
+        self, program: str, dante_confidentiality: Dante, https: HTTPServer, ca_file: Path
+    ) -> None:
+        proxy = by_address(dante_confidentiality.port)
+        done = run(program, proxy, "localhost", https, ca_file, before=IMPORTS)
+        assert (done.stderr, done.stdout) == (b"", octets(1000))
+
+    @pytest.mark.parametrize(("before", "program"), TAKEN_BEFORE.values(), ids=TAKEN_BEFORE)
+    def test_whatever_was_taken_before(
+        self, before: str, program: str, dante_confidentiality: Dante, https: HTTPServer, ca_file: Path
+    ) -> None:
+        granted = dante_confidentiality.connections()
+        proxy = by_address(dante_confidentiality.port)
+        done = run(program, proxy, "localhost", https, ca_file, before=before)
+        assert (done.stderr, done.stdout) == (b"", octets(1000))
+        assert dante_confidentiality.connections() == granted + 1
 
     @every_program
     def test_else_the_watch_would_have_seen_it(
@@ -285,6 +363,36 @@ class TestLookups:
         with gsssocks.installed(proxy.url()):
             assert all(getattr(socket, name) is not plain for name, plain in zip(FUNCTIONS, before))
         assert all(getattr(socket, name) is plain for name, plain in zip(FUNCTIONS, before))
+
+
+class TestOtherRanges:
+    def test_are_what_lookups_answer_from(self, proxy: ProxyServer) -> None:
+        with gsssocks.installed(proxy.url(), placeholders=OTHER_RANGES):
+            for family, network in zip(FAMILIES, OTHER_RANGES):
+                address = socket.getaddrinfo(NAME, 80, family)[0][4][0]
+                assert ipaddress.ip_address(address) in ipaddress.ip_network(network)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_connect_to_an_address_from_before_them_goes_on(
+        self, family: int, proxy: ProxyServer, echo: EchoServer
+    ) -> None:
+        with gsssocks.installed(proxy.url()):
+            earlier = socket.getaddrinfo(NAME, echo.address[1], family, socket.SOCK_STREAM)[0][4]
+            gsssocks.install(proxy.url(), placeholders=OTHER_RANGES)
+            later = socket.getaddrinfo(NAME, echo.address[1], family, socket.SOCK_STREAM)[0][4]
+            assert earlier != later
+            for address in (earlier, later):
+                with socket.socket(family) as sock:
+                    sock.connect(address)
+                    assert echoed(sock)
+                assert str(last_session(proxy).destination) == f"{NAME}:{echo.address[1]}"
+
+    def test_that_overlap_those_from_before_are_refused_and_nothing_changes(self, proxy: ProxyServer) -> None:
+        with gsssocks.installed(proxy.url()):
+            before = gsssocks.status()
+            with pytest.raises(ValueError, match=r"bad placeholders '198\.18\.0\.0/16'"):
+                gsssocks.install(proxy.url(), placeholders="198.18.0.0/16")
+            assert gsssocks.status() == before
 
 
 class TestConnect:

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsssocks._resolver import IPV4_RANGE, IPV6_RANGE, Placeholders, Resolver
+from gsssocks._config import IPV4_RANGE, IPV6_RANGE
+from gsssocks._resolver import Placeholders, Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -151,6 +152,42 @@ class TestPlaceholders:
     def test_what_cannot_work_is_refused(self, arguments: dict[str, Any]) -> None:
         with pytest.raises(ValueError):
             Placeholders(**arguments)
+
+    def test_from_other_ranges_after_a_move(self) -> None:
+        placeholders = Placeholders()
+        placeholders.move(CRAMPED["ipv4"], CRAMPED["ipv6"])
+        for family, network in zip(FAMILIES, CRAMPED.values()):
+            assert ipaddress.ip_address(placeholders.address(NAME, family)) in ipaddress.ip_network(network)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_given_out_before_a_move_go_on_standing_for_their_names(self, family: int) -> None:
+        placeholders = Placeholders()
+        earlier = placeholders.address(NAME, family)
+        placeholders.move(**CRAMPED)
+        assert placeholders.name(earlier) == placeholders.name(placeholders.address(NAME, family)) == NAME
+
+    def test_of_the_ranges_before_a_move_are_recognised_only_by_their_names(self) -> None:
+        placeholders = Placeholders(limit=1)
+        forgotten = placeholders.address("first.example")
+        placeholders.address("second.example")
+        placeholders.move(**CRAMPED)
+        assert not placeholders.covers(forgotten)
+
+    def test_moved_back_are_the_same(self) -> None:
+        placeholders = Placeholders()
+        earlier = placeholders.address(NAME)
+        placeholders.move(**CRAMPED)
+        placeholders.move(IPV4_RANGE, IPV6_RANGE)
+        assert placeholders.address(NAME) == earlier
+
+    @pytest.mark.parametrize("ranges", [("198.18.0.0/16", IPV6_RANGE), (IPV4_RANGE, "100::/8")])
+    def test_a_range_that_overlaps_an_earlier_one_is_refused(self, ranges: tuple[str, str]) -> None:
+        placeholders = Placeholders()
+        before = placeholders.address(NAME)
+        (bad,) = set(ranges) - {IPV4_RANGE, IPV6_RANGE}
+        with pytest.raises(ValueError, match=f"'{bad}': they overlap"):
+            placeholders.move(*ranges)
+        assert placeholders.address(NAME) == before
 
     def test_threads_agree(self) -> None:
         for turn in range(100):

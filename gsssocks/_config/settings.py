@@ -3,19 +3,17 @@ strength."""
 
 from __future__ import annotations
 
-import configparser
-import difflib
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from .placeholders import PlaceholderRanges
 from .proxy import URL_OPTIONS, Proxy, environ_options, environ_url, parsed_option
 from .rules import Bypass, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["ProxyChoice", "RuleChoice", "Settings"]
 
@@ -23,8 +21,15 @@ ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
 """A proxy or several, tried in order: a `Proxy`, a URL, a comma-separated string of URLs, or an iterable of these."""
 RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
 
+_PREFIX = "GSSSOCKS_"
 _NO_PROXY_VARIABLES = ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy")
-_FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "bind", *URL_OPTIONS)
+_JUDGED_ALONE = {"service", "target_name", "mechanism", "ccache", "keytab", "principal", "timeout"}
+"""Options whose values are right or wrong whatever the others are."""
+_FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
+_OPTIONS = ("proxy", "config", "no_proxy", "rules", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
+_VARIABLES = {f"{_PREFIX}{name.upper()}" for name in (*_OPTIONS, "debug", "inject", "children")}
+_ALIKE = 0.9
+"""How much the name of a variable must be like another's, at the least, to be taken for a slip."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class Settings:
         remote_dns: whether programs that resolve names themselves get placeholder addresses for those that go through a
             proxy.
         bind: whether sockets that listen do so at a proxy.
+        placeholders: the ranges that those come from.
         sources: for each thing that was said, where: "argument", "proxy URL", a variable's or a file's name.
     """
 
     proxies: tuple[Proxy, ...]
     rules: Rules
     remote_dns: bool
+    placeholders: PlaceholderRanges
     bind: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,6 +62,7 @@ class Settings:
         rules: RuleChoice = None,
         remote_dns: bool | None = None,
         bind: bool | None = None,
+        placeholders: str | Iterable[str] | None = None,
         environ: Mapping[str, str] | None = None,
         **proxy_options: object,
     ) -> Settings:
@@ -67,6 +75,7 @@ class Settings:
             rules: see `Rules`; None is what `GSSSOCKS_RULES` says, else the file.
             remote_dns: None is what `GSSSOCKS_REMOTE_DNS` says, else the file, else the scheme of the first proxy.
             bind: None is what `GSSSOCKS_BIND` says, else the file, else no.
+            placeholders: None is what `GSSSOCKS_PLACEHOLDERS` says, else the file, else the default ranges.
             environ: None is `os.environ`. `GSSSOCKS_CONFIG` is the file's path.
             proxy_options: arguments of `Proxy`, for every proxy.
 
@@ -74,7 +83,7 @@ class Settings:
             ValueError, TypeError: something is wrong; the message quotes it and names its source.
         """
         return _Sources(os.environ if environ is None else environ).settings(
-            cls, proxy, no_proxy, rules, remote_dns, bind, proxy_options
+            cls, proxy, no_proxy, rules, remote_dns, placeholders, bind, proxy_options
         )
 
 
@@ -82,9 +91,14 @@ class _Sources:
     """The weaker sources, and what was taken from where."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
+        _check_variables(environ)
         self._environ = environ
         self._path = environ.get("GSSSOCKS_CONFIG", "")
-        self._file = _read(self._path) if self._path else configparser.ConfigParser()
+        self._file: Mapping[str, Mapping[str, str]] = {}
+        if self._path:
+            from .file import read
+
+            self._file = read(self._path, _FILE_OPTIONS)
         self.said: dict[str, str] = {}
 
     def settings(
@@ -94,6 +108,7 @@ class _Sources:
         no_proxy: str | Iterable[str] | None,
         rules: RuleChoice,
         remote_dns: bool | None,  # noqa: FBT001
+        placeholders: str | Iterable[str] | None,
         bind: bool | None,  # noqa: FBT001
         options: dict[str, object],
     ) -> Settings:
@@ -103,12 +118,13 @@ class _Sources:
             proxies=proxies,
             rules=self._rules(rules, bypass),
             remote_dns=self._choice("remote_dns", remote_dns, default=proxies[0].remote_dns),
+            placeholders=self._placeholders(placeholders),
             bind=self._choice("bind", bind, default=False),
             sources=self.said,
         )
 
     def _option(self, name: str) -> str:
-        return self._file.get("proxy", name, fallback="").strip()
+        return self._file.get("proxy", {}).get(name, "").strip()
 
     def _file_source(self, name: str) -> str:
         return f"{self._path} [proxy] {name}"
@@ -120,9 +136,13 @@ class _Sources:
             self.said[name] = "argument"
         defaults = self._defaults()
         try:
-            return tuple(_with_keytab(_proxy(one, defaults, options)) for one in chosen)
+            proxies = tuple(_proxy(one, defaults, options) for one in chosen)
         except (TypeError, ValueError) as error:
             raise error if source == "argument" else type(error)(f"{source}: {error}") from error
+        for proxy in proxies:
+            by_default = proxy.keytab is not None and proxy.keytab == defaults.get("keytab")
+            _check_keytab(proxy.keytab, self.said["keytab"] if by_default else source)
+        return proxies
 
     def _chosen(self, proxy: ProxyChoice) -> tuple[str, list[str | Proxy]]:
         if proxy is not None:
@@ -147,6 +167,11 @@ class _Sources:
         for name, (value, variable) in environ_options(self._environ).items():
             found[name] = value
             self.said[name] = f"environment variable {variable}"
+        for name in _JUDGED_ALONE & found.keys():
+            try:
+                Proxy("proxy", **{name: found[name]})  # type: ignore[arg-type]  # it checks what came as text
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self.said[name]}: {error}") from error
         return found
 
     def _bypass(self, no_proxy: str | Iterable[str] | None, *, by_argument: bool) -> Bypass:
@@ -162,7 +187,7 @@ class _Sources:
                 if variable not in _NO_PROXY_VARIABLES[:1]:
                     text = _with_subdomains(text)
                 return self._named("no_proxy", f"environment variable {variable}", text)
-        if self._file.has_option("proxy", "no_proxy"):
+        if "no_proxy" in self._file.get("proxy", {}):
             return self._named("no_proxy", self._file_source("no_proxy"), self._option("no_proxy"))
         return Bypass()
 
@@ -177,8 +202,8 @@ class _Sources:
         source, chosen = "argument", rules
         if chosen is None and "GSSSOCKS_RULES" in self._environ:
             source, chosen = "environment variable GSSSOCKS_RULES", self._environ["GSSSOCKS_RULES"]
-        if chosen is None and self._file.has_section("rules"):
-            source, chosen = f"{self._path} [rules]", dict(self._file.items("rules"))
+        if chosen is None and "rules" in self._file:
+            source, chosen = f"{self._path} [rules]", self._file["rules"]
         if chosen is not None:
             self.said["rules"] = source
         try:
@@ -190,15 +215,40 @@ class _Sources:
         if chosen is not None:
             self.said[name] = "argument"
             return chosen
-        variable = f"GSSSOCKS_{name.upper()}"
-        for source, text in (
-            (f"environment variable {variable}", self._environ.get(variable, "")),
-            (self._file_source(name), self._option(name)),
-        ):
+        for source, text in self._weaker(name):
             if text:
                 self.said[name] = source
                 return bool(parsed_option(name, text, source))
         return default
+
+    def _placeholders(self, placeholders: str | Iterable[str] | None) -> PlaceholderRanges:
+        if placeholders is not None:
+            self.said["placeholders"] = "argument"
+            return PlaceholderRanges.parsed(placeholders)
+        for source, text in self._weaker("placeholders"):
+            if text:
+                self.said["placeholders"] = source
+                try:
+                    return PlaceholderRanges.parsed(text)
+                except ValueError as error:
+                    raise ValueError(f"{source}: {error}") from error
+        return PlaceholderRanges()
+
+    def _weaker(self, name: str) -> Iterator[tuple[str, str]]:
+        """What the environment, then what the file says of an option."""
+        variable = f"GSSSOCKS_{name.upper()}"
+        yield f"environment variable {variable}", self._environ.get(variable, "")
+        yield self._file_source(name), self._option(name)
+
+
+def _check_variables(environ: Mapping[str, str]) -> None:
+    """A variable of that name may be somebody else's; one that is nearly ours is a slip."""
+    for unknown in sorted(name for name in environ if name.startswith(_PREFIX) and name not in _VARIABLES):
+        import difflib
+
+        near = difflib.get_close_matches(unknown, _VARIABLES, 1, cutoff=_ALIKE)
+        if near:
+            raise ValueError(f"environment variable {unknown} is unknown; did you mean {near[0]}?")
 
 
 def _with_subdomains(no_proxy: str) -> str:
@@ -238,39 +288,9 @@ def _proxy(one: str | Proxy, defaults: dict[str, object], options: dict[str, obj
     return one
 
 
-def _with_keytab(proxy: Proxy) -> Proxy:
-    path = (proxy.keytab or "").removeprefix("FILE:")
+def _check_keytab(keytab: str | None, source: str) -> None:
+    path = (keytab or "").removeprefix("FILE:")
     # Other types than FILE (MEMORY, …) are the Kerberos library's to know.
-    if path.startswith("/") and not os.access(path, os.R_OK):
-        raise ValueError(f"the keytab {path!r} is not there or cannot be read")
-    return proxy
-
-
-class _Parser(configparser.ConfigParser):
-    # A destination may begin with "[", too: `[2001:db8::1]:25 = refuse`.
-    SECTCRE = re.compile(r"\[(?P<header>[^\]:]+)\]\s*$")
-
-
-def _read(path: str) -> configparser.ConfigParser:
-    # No interpolation: a "%" in a URL is just that. Only "=" divides, since a destination may hold a colon.
-    parser = _Parser(interpolation=None, delimiters=("=",), default_section="")
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep case
-    try:
-        parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise ValueError(f"cannot read the file that GSSSOCKS_CONFIG names, {path!r}: {error}") from error
-    for section in parser.sections():
-        _check_known(path, "section", section, ("proxy", "rules"))
-    if parser.has_section("proxy"):
-        for name in parser.options("proxy"):
-            _check_known(path, "option", name, _FILE_OPTIONS)
-    return parser
-
-
-def _check_known(path: str, what: str, name: str, known: Iterable[str]) -> None:
-    known = tuple(known)
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-    raise ValueError(f"{path}: unknown {what} {name!r}{hint}")
+    if path.startswith("/") and (not os.access(path, os.R_OK) or os.path.isdir(path)):
+        prefix = "" if source == "argument" else f"{source}: "
+        raise ValueError(f"{prefix}the keytab {path!r} is not there or cannot be read")

@@ -26,7 +26,7 @@ def cover(gevent_socket: ModuleType) -> None:
 def _refuse_if_proxied(
     wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    if goes_through_proxy(instance, args):
+    if goes_through_proxy(instance._sock, args):
         raise unsupported(
             "gevent's sockets", "use threads, asyncio or trio with gsssocks, or name the target in no_proxy"
         )

@@ -2,7 +2,7 @@
 all.
 
 `Loop.create_connection` is therefore given a connection that Python has made, in a thread; it is a plain one for
-libuv, by a relay if it is tunnelled.
+libuv, by a relay if it is tunnelled. Lookups, which libuv makes by itself as well, are left to `socket`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,23 @@ __all__ = ["cover"]
 def cover(uvloop: ModuleType) -> None:
     """Covers `uvloop`."""
     wrap(uvloop.Loop, "create_connection", _create_connection)
+    wrap(uvloop.Loop, "getaddrinfo", _getaddrinfo)
+    wrap(uvloop.Loop, "getnameinfo", _getnameinfo)
+
+
+async def _getaddrinfo(
+    _wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return await instance.run_in_executor(None, functools.partial(socket.getaddrinfo, *args, **kwargs))
+
+
+async def _getnameinfo(
+    _wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    def look_up(sockaddr: Any, flags: int = 0) -> Any:
+        return socket.getnameinfo(sockaddr, flags)
+
+    return await instance.run_in_executor(None, functools.partial(look_up, *args, **kwargs))
 
 
 def _create_connection(

@@ -12,6 +12,7 @@ import pytest
 from tests.startup.program import EX_CONFIG, PROXIED, ROOT, Env, clean, gsssocks, start
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
     from tests.peers.dante import Dante
@@ -28,7 +29,8 @@ class Environment:
         venv.create(directory, symlinks=True)
         self.python = directory / "bin" / "python"
         (packages,) = directory.glob("lib/python*/site-packages")
-        self.hook = packages / "zz_gsssocks.pth"
+        self.module, self.start_file, self.hook = (packages / f"zz_gsssocks.{kind}" for kind in ("py", "start", "pth"))
+        self.files = (self.module, self.start_file, self.hook)
         self._paths = packages / "installed.pth"
         self._paths.write_text("\n".join([str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]))
 
@@ -58,14 +60,14 @@ class TestCommand:
     def test_says_what_it_wrote_and_what_that_does(self, environment: Environment, env: Env) -> None:
         done = gsssocks("inject", env=env, python=environment.python)
         assert (done.returncode, done.stderr) == (0, "")
-        effect = "with GSSSOCKS_INJECT=1, programs of this environment go through the proxy"
-        assert done.stdout == f"wrote {environment.hook}: {effect}\n"
-        assert environment.hook.exists()
+        effect = "With GSSSOCKS_INJECT=1, programs of this environment go through the proxy."
+        assert done.stdout.splitlines() == [*(f"wrote {path}" for path in environment.files), effect]
+        assert all(path.exists() for path in environment.files)
 
     def test_twice_is_once(self, injected: Environment, env: Env) -> None:
-        before = injected.hook.read_text()
+        before = [path.read_text() for path in injected.files]
         assert gsssocks("inject", env=env, python=injected.python).returncode == 0
-        assert injected.hook.read_text() == before
+        assert [path.read_text() for path in injected.files] == before
 
     def test_the_hook_is_one_line_that_begins_with_import(self, injected: Environment) -> None:
         (line,) = injected.hook.read_text().splitlines()
@@ -73,20 +75,30 @@ class TestCommand:
 
     def test_status_when_it_is_there(self, injected: Environment, env: Env) -> None:
         done = gsssocks("inject", "--status", env=env, python=injected.python)
-        assert (done.returncode, done.stdout) == (0, f"{injected.hook} is there\n")
+        assert done.returncode == 0
+        assert done.stdout.splitlines() == [f"{path} is there" for path in injected.files]
 
     def test_status_when_it_is_not(self, environment: Environment, env: Env) -> None:
         done = gsssocks("inject", "--status", env=env, python=environment.python)
-        assert (done.returncode, done.stdout) == (1, f"{environment.hook} is not there\n")
+        assert done.returncode == 1
+        assert done.stdout.splitlines() == [f"{path} is not there" for path in environment.files]
+
+    def test_status_when_a_part_is_missing(self, injected: Environment, env: Env) -> None:
+        injected.start_file.unlink()
+        done = gsssocks("inject", "--status", env=env, python=injected.python)
+        assert done.returncode == 1
+        assert f"{injected.start_file} is not there" in done.stdout.splitlines()
 
     def test_remove(self, injected: Environment, env: Env) -> None:
         done = gsssocks("inject", "--remove", env=env, python=injected.python)
-        assert (done.returncode, done.stdout) == (0, f"removed {injected.hook}\n")
-        assert not injected.hook.exists()
+        assert done.returncode == 0
+        assert done.stdout.splitlines() == [f"removed {path}" for path in injected.files]
+        assert not any(path.exists() for path in injected.files)
 
     def test_remove_what_is_not_there(self, environment: Environment, env: Env) -> None:
         done = gsssocks("inject", "--remove", env=env, python=environment.python)
-        assert (done.returncode, done.stdout) == (0, f"{environment.hook} is not there\n")
+        assert done.returncode == 0
+        assert done.stdout.splitlines() == [f"{path} is not there" for path in environment.files]
 
     def test_an_environment_that_cannot_be_written_to(self, environment: Environment, env: Env) -> None:
         # A directory in the hook's place stops root, too, whom permissions do not.
@@ -158,6 +170,62 @@ class TestActive:
         done = start(injected.python, "-c", "print('ran')", env={**env, "GSSSOCKS_INJECT": "warn"})
         assert (done.returncode, done.stdout) == (0, "ran\n")
         assert done.stderr.startswith("gsssocks: cannot be imported")
+
+
+# PEP 829: each line names a `package.module:callable`, which is found by pkgutil.resolve_name() and called without
+# arguments; an error is printed, and the program goes on. The line of the `.pth` beside it is ignored: so it goes.
+AS_PYTHON_3_15 = """
+import pkgutil, traceback
+for line in open({path!r}):
+    try:
+        pkgutil.resolve_name(line.strip())()
+    except Exception:
+        traceback.print_exc()
+"""
+
+
+class TestStartFile:
+    """What Python 3.15 and later start with."""
+
+    def start(self, injected: Environment, program: str, env: Env) -> subprocess.CompletedProcess[str]:
+        injected.hook.unlink()
+        text = f"{AS_PYTHON_3_15.format(path=str(injected.start_file))}\n{program}"
+        return start(injected.python, "-c", text, env=env)
+
+    def test_is_one_entry_point(self, injected: Environment) -> None:
+        assert injected.start_file.read_text() == "zz_gsssocks:start\n"
+
+    def test_patches(self, injected: Environment, env: Env) -> None:
+        done = self.start(injected, PROXIED, {**env, "GSSSOCKS_INJECT": "1"})
+        assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+    @pytest.mark.parametrize("unset", [{}, {"GSSSOCKS_INJECT": ""}, {"GSSSOCKS_INJECT": "0"}])
+    def test_imports_nothing_when_idle(self, injected: Environment, env: Env, unset: Env) -> None:
+        done = self.start(injected, OURS, {**env, **unset})
+        assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+    def test_together_with_the_path_file_is_once(self, injected: Environment, env: Env) -> None:
+        text = AS_PYTHON_3_15.format(path=str(injected.start_file)) + PROXIED
+        done = start(injected.python, "-c", text, env={**env, "GSSSOCKS_INJECT": "1"})
+        assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+    def test_a_wrong_set_up_stops_the_program(self, injected: Environment, env: Env) -> None:
+        wrong = {**env, "GSSSOCKS_INJECT": "1", "GSSSOCKS_PROXY": "http://wrong"}
+        done = self.start(injected, "print('ran')", wrong)
+        assert (done.returncode, done.stdout) == (EX_CONFIG, "")
+        assert "'http://wrong'" in done.stderr
+
+    def test_left_behind_stops_the_program(self, injected: Environment, env: Env) -> None:
+        injected.uninstall_gsssocks()
+        done = self.start(injected, "print('ran')", {**env, "GSSSOCKS_INJECT": "1"})
+        assert (done.returncode, done.stdout) == (EX_CONFIG, "")
+        assert done.stderr.startswith("gsssocks: cannot be imported by ")
+
+    def test_left_behind_warns_if_told_to(self, injected: Environment, env: Env) -> None:
+        injected.uninstall_gsssocks()
+        done = self.start(injected, "print('ran')", {**env, "GSSSOCKS_INJECT": "warn"})
+        assert (done.returncode, done.stdout) == (0, "ran\n")
+        assert done.stderr.startswith("gsssocks: cannot be imported by ")
 
 
 def test_a_program_of_the_environment_goes_through_the_proxy(

@@ -52,6 +52,23 @@ def call_out(port):
 """
 
 
+DJANGO = """
+import requests
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
+
+settings.configure(ALLOWED_HOSTS=["127.0.0.1"], ROOT_URLCONF=__name__, SECRET_KEY="of a test")
+
+def call_out(request, port):
+    return HttpResponse(requests.get(f"https://localhost:{port}/bytes/1000", timeout=20).content)
+
+urlpatterns = [path("<int:port>", call_out)]
+application = get_wsgi_application()
+"""
+
+
 class Names(NamedTuple):
     """Who resolves a name that the program resolves first.
 
@@ -167,6 +184,19 @@ def test_flask_app_that_calls_out(
     command = (sys.executable, "-m", "flask", "--app", "app", "run", "--port", "0")
     with serving(*command, env=env, cwd=tmp_path, sign="Running on") as said:
         address = said[-1].split()[-1]
+        assert fetched(f"{address}/{https_server.address[1]}") == octets(1000)
+    assert targets("".join(said)) == [f"{names.host}:{https_server.address[1]}"]
+    assert dante_confidentiality.connections() == granted + 1
+
+
+def test_django_app_that_calls_out(
+    env: Env, names: Names, https_server: HTTPSServer, dante_confidentiality: Dante, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(DJANGO)
+    granted = dante_confidentiality.connections()
+    command = (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "app")
+    with serving(*command, env=env, cwd=tmp_path, sign="Listening at:") as said:
+        (address,) = (word for word in said[-1].split() if word.startswith("http://"))
         assert fetched(f"{address}/{https_server.address[1]}") == octets(1000)
     assert targets("".join(said)) == [f"{names.host}:{https_server.address[1]}"]
     assert dante_confidentiality.connections() == granted + 1

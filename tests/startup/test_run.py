@@ -130,6 +130,14 @@ class TestTheProgramIsItself:
         program = f"import sys; print({module!r} in sys.modules); " + PROXIED
         assert outcome(inside("-c", program, env=env)) == (0, "False\nTrue\n", "")
 
+    def test_importlib_metadata_is_the_real_one(self, env: Env) -> None:
+        program = (
+            "import importlib, sys, wrapt; print('importlib.metadata' in sys.modules); "
+            "wrapt.discover_post_import_hooks('none'); print(importlib.metadata is sys.modules['importlib.metadata']); "
+            "print(importlib.metadata.version('wrapt') == wrapt.__version__)"
+        )
+        assert outcome(inside("-c", program, env=env)) == (0, "False\nTrue\nTrue\n", "")
+
     def test_asyncio_is_the_real_one(self, env: Env) -> None:
         program = "import asyncio; asyncio.run(asyncio.sleep(0)); print(asyncio.__file__ is not None)"
         assert outcome(inside("-c", program, env=env)) == (0, "True\n", "")
@@ -183,6 +191,10 @@ class TestAWrongSetUp:
             ("GSSSOCKS_PROTECTION", "much", "'much'"),
             ("GSSSOCKS_NO_PROXY", "10.0.0.0/33", "10.0.0.0/33"),
             ("GSSSOCKS_RULES", "*:25=perhaps", "perhaps"),
+            ("GSSSOCKS_RULES", "a.example=direct,a.example=refuse", "contradict each other: 'a.example=direct'"),
+            ("GSSSOCKS_RULES", "10.0.0.0/33=direct", "'10.0.0.0/33'"),
+            ("GSSSOCKS_KEYTAB", "/nonexistent", "the keytab '/nonexistent' is not there"),
+            ("GSSSOCKS_PLACEHOLDERS", "198.18.0.0/33", "'198.18.0.0/33'"),
             ("GSSSOCKS_CONFIG", "/nonexistent.ini", "/nonexistent.ini"),
         ],
     )
@@ -191,6 +203,11 @@ class TestAWrongSetUp:
         assert said.startswith("gsssocks run: ")
         assert quoted in said
         assert variable in said
+
+    def test_a_typing_error_in_the_file_is_quoted_with_its_name(self, env: Env, tmp_path: Path) -> None:
+        path = script(tmp_path, "[proxy]\nprotecton = integrity\n", "gsssocks.ini")
+        said = self.stopped(inside("-c", "print('ran')", env={**env, "GSSSOCKS_CONFIG": str(path)}))
+        assert said == f"gsssocks run: {path}: unknown option 'protecton'; did you mean 'protection'?\n"
 
     def test_that_the_program_alone_meets(self, env: Env) -> None:
         wrong = {**env, "GSSSOCKS_INJECT": "1", "GSSSOCKS_PROXY": "http://proxy:3128"}
