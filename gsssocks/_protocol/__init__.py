@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .constants import MAX_TOKEN, Command, MessageType, Method, ProtectionLevel
+from .datagram import Datagram
 from .framing import Receivable, ReceiveBuffer
 from .messages import (
     Address,
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_TOKEN",
     "Address",
     "Command",
+    "Datagram",
     "Greeting",
     "MessageType",
     "Method",
