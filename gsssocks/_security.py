@@ -92,3 +92,11 @@ class SecurityContext(Protocol):
         Raises:
             ProtectionError: damaged, repeated, out of sequence, or not from the peer.
         """
+
+    def unwrap_datagram(self, token: bytes) -> Unwrapped | None:
+        """As `unwrap`, in a context without sequence detection, where messages may be lost, repeated or overtaken: None
+        for one that has been here before, or is too old to tell.
+
+        Raises:
+            ProtectionError: damaged, or not from the peer.
+        """

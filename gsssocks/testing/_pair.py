@@ -83,6 +83,7 @@ class MemoryContext:
         self._max_plaintext = max_plaintext
         self._sent = 0
         self._received = 0
+        self._numbers: set[int] = set()
 
     def step(self, token: bytes | None) -> bytes | None:
         """Never needed: the context is complete."""
@@ -106,16 +107,33 @@ class MemoryContext:
         Raises:
             ProtectionError: it is not that.
         """
+        number, unwrapped = self._opened(token)
+        if number != self._received:
+            raise ProtectionError(errno.EPROTO, f"message {self._received} was to come, and {number} came")
+        self._received += 1
+        return unwrapped
+
+    def unwrap_datagram(self, token: bytes) -> Unwrapped | None:
+        """The same in any order; None for a token that has been here before.
+
+        Raises:
+            ProtectionError: it is not one of the peer's.
+        """
+        number, unwrapped = self._opened(token)
+        if number in self._numbers:
+            return None
+        self._numbers.add(number)
+        return unwrapped
+
+    def _opened(self, token: bytes) -> tuple[int, Unwrapped]:
         sealed, tag = token[:-_TAG_SIZE], token[-_TAG_SIZE:]
         if len(token) < _OVERHEAD or not hmac.compare_digest(tag, self._tag(sealed, not self._initiator)):
             raise ProtectionError(errno.EPROTO, "a message was damaged or forged")
         header = sealed[: _HEADER.size]
         confidential, number = _HEADER.unpack(header)
-        if number != self._received:
-            raise ProtectionError(errno.EPROTO, f"message {self._received} was to come, and {number} came")
-        self._received += 1
         data = sealed[_HEADER.size :]
-        return Unwrapped(self._masked(header, data, not self._initiator) if confidential else data, confidential)
+        plain = self._masked(header, data, not self._initiator) if confidential else data
+        return number, Unwrapped(plain, confidential)
 
     def _tag(self, sealed: bytes, from_initiator: bool) -> bytes:  # noqa: FBT001 - one of two directions
         return hmac.digest(self._direction(from_initiator), sealed, "sha256")[:_TAG_SIZE]
