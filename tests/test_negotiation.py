@@ -251,7 +251,7 @@ class TestServer:
         client, server = new_client(level=level), new_server(levels=[CONFIDENTIALITY])
         server.start()
         out = deliver(client, [deliver(server, [client.start()])])
-        with pytest.raises(ProtectionError, match=f"not allowed here: 0{level:d}"):
+        with pytest.raises(ProtectionError, match=f"not allowed here: {level.name.lower()}"):
             server.receive(out)
         farewell = server.farewell()
         assert farewell == REFUSAL
