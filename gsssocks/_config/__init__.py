@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .placeholders import IPV4_RANGE, IPV6_RANGE
 from .proxy import PROTECTION_LEVELS, Proxy
-from .rules import UNPROXIED_BY_DEFAULT, Bypass, Decision, Rules
+from .rules import UNPROXIED_BY_DEFAULT, Bypass, Decision, Destinations, Rules
 from .settings import Settings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "UNPROXIED_BY_DEFAULT",
     "Bypass",
     "Decision",
+    "Destinations",
     "Proxy",
     "Rules",
     "Settings",

@@ -1,4 +1,5 @@
-"""The INI file that `GSSSOCKS_CONFIG` names. A module of its own, imported only where there is one."""
+"""INI files: the one that `GSSSOCKS_CONFIG` names, and others of its kind. A module of its own, imported only where
+there is one."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["read"]
+__all__ = ["read", "read_sections"]
 
 
 class _Parser(configparser.ConfigParser):
@@ -29,18 +30,34 @@ def read(path: str, options: Iterable[str]) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: the file cannot be read, or something in it is unknown; the message names the file.
     """
+    return read_sections(path, {"proxy": options, "rules": None}, "the file that GSSSOCKS_CONFIG names")
+
+
+def read_sections(path: str, known: Mapping[str, Iterable[str] | None], what: str) -> dict[str, dict[str, str]]:
+    """What a file says, in its order.
+
+    Args:
+        path: the file.
+        known: the sections it may have, and what may stand in each; None is anything.
+        what: the file in words.
+
+    Raises:
+        ValueError: the file cannot be read, or something in it is unknown; the message names the file.
+    """
     # No interpolation: a "%" in a URL is just that. Only "=" divides, since a destination may hold a colon.
     parser = _Parser(interpolation=None, delimiters=("=",), default_section="")
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep case
     try:
         parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise ValueError(f"cannot read the file that GSSSOCKS_CONFIG names, {path!r}: {error}") from error
+        raise ValueError(f"cannot read {what}, {path!r}: {error}") from error
     found = {section: dict(parser.items(section)) for section in parser.sections()}
-    for section in found:
-        _check_known(path, "section", section, ("proxy", "rules"))
-    for name in found.get("proxy", ()):
-        _check_known(path, "option", name, options)
+    for section, options in found.items():
+        _check_known(path, "section", section, known)
+        allowed = known[section]
+        if allowed is not None:
+            for name in options:
+                _check_known(path, "option", name, allowed)
     return found
 
 

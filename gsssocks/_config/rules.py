@@ -14,7 +14,7 @@ from .proxy import PROTECTION_LEVELS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["UNPROXIED_BY_DEFAULT", "Bypass", "Decision", "Rules"]
+__all__ = ["UNPROXIED_BY_DEFAULT", "Bypass", "Decision", "Destinations", "Rules"]
 
 UNPROXIED_BY_DEFAULT = ("localhost", "127.0.0.0/8", "::1", "0.0.0.0", "::")
 """Loopback means this machine; a proxy's loopback is another one. To connect to the unspecified address means
@@ -47,32 +47,57 @@ class _Pattern:
         return host == self.name or (self.subdomains and host.endswith(f".{self.name}"))
 
 
-class Bypass:
-    """The destinations that are reached directly.
+class Destinations:
+    """A set of hosts and ports.
 
     Args:
         entries: a comma-separated string or an iterable of entries. `name` is that host; `.suffix` every host below
             it and itself; an address or a CIDR block is what it says; `host:port` (`[address]:port` for IPv6) is that
-            port only; `*` is everything. None is loopback alone; an empty iterable is nothing.
+            port only; `*` is everything.
 
     Raises:
         ValueError: an entry is none of these; the message quotes it.
     """
 
-    def __init__(self, entries: str | Iterable[str] | None = None) -> None:
-        given = entries is not None
-        if entries is None:
-            entries = UNPROXIED_BY_DEFAULT
-        elif isinstance(entries, str):
+    def __init__(self, entries: str | Iterable[str]) -> None:
+        if isinstance(entries, str):
             entries = [entry for entry in entries.split(",") if entry.strip()]
         self.entries: tuple[str, ...] = tuple(entries)
-        self.given = self.entries if given else ()
         self._patterns = [_pattern(entry) for entry in self.entries]
 
     def covers(self, host: str, port: int) -> bool:
-        """Whether `host` (a name or an address, as the application gave it) and `port` are reached directly."""
+        """Whether `host` (a name or an address, as it was given) and `port` are among them."""
         host = _normal(host)
         return any(pattern.matches(host, port) for pattern in self._patterns)
+
+    @property
+    def everything(self) -> bool:
+        """Whether it is everything."""
+        return _Pattern() in self._patterns
+
+    @property
+    def by_address(self) -> bool:
+        """Whether an entry is an address or a CIDR block."""
+        return any(pattern.network is not None for pattern in self._patterns)
+
+    def covers_address(self, address: str, port: int) -> bool:
+        """Whether an entry that is an address or a CIDR block has `address` and `port`."""
+        return any(pattern.network is not None and pattern.matches(address, port) for pattern in self._patterns)
+
+
+class Bypass(Destinations):
+    """The destinations that are reached directly.
+
+    Args:
+        entries: as of `Destinations`. None is loopback alone; an empty iterable is nothing.
+
+    Raises:
+        ValueError: an entry is wrong; the message quotes it.
+    """
+
+    def __init__(self, entries: str | Iterable[str] | None = None) -> None:
+        super().__init__(UNPROXIED_BY_DEFAULT if entries is None else entries)
+        self.given = () if entries is None else self.entries
 
     def covers_every_port(self, host: str) -> bool:
         """Whether `host` is reached directly whatever the port."""
