@@ -9,53 +9,42 @@ import hashlib
 import os
 import resource
 import socket
-import struct
 import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gssapi
 import pytest
 
 import gsssocks
 from gsssocks.server import ProxyServer, Session
 from gsssocks.server._client import Client, reply_code
+from tests.peers.by_hand import (
+    LIMIT,
+    RESET,
+    ByHand,
+    Exhausted,
+    Target,
+    descriptors,
+    last_session,
+    receive_all,
+    received,
+    request_for,
+    server_threads,
+    serving,
+    through,
+    until,
+)
 from tests.peers.targets import EchoServer, SinkServer, SourceServer, octets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from gsssocks.testing import Realm
 
 LEVELS = {"integrity": 1, "confidentiality": 2, "selective": 3}
-LIMIT = 20.0
-RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
-FLAGS = (
-    gssapi.RequirementFlag.mutual_authentication
-    | gssapi.RequirementFlag.integrity
-    | gssapi.RequirementFlag.confidentiality
-    | gssapi.RequirementFlag.replay_detection
-    | gssapi.RequirementFlag.out_of_sequence_detection
-)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not happen within {LIMIT} s"
-        time.sleep(0.005)
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def server_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("gsssocks")]
 
 
 @pytest.fixture(autouse=True)
@@ -73,41 +62,10 @@ def _leaves_nothing(_in_the_realm: None) -> Iterator[None]:
     until(lambda: descriptors() <= before)
 
 
-@contextmanager
-def serving(**options: object) -> Iterator[ProxyServer]:
-    with ProxyServer(**options) as proxy:  # type: ignore[arg-type]  # each test names what it sets
-        yield proxy
-
-
 @pytest.fixture
 def proxy() -> Iterator[ProxyServer]:
     with ProxyServer() as server:
         yield server
-
-
-def through(proxy: ProxyServer, target: tuple[str, int], **options: object) -> gsssocks.GSSSocket:
-    return gsssocks.create_connection(target, LIMIT, proxy=proxy.url(**options))
-
-
-def last_session(proxy: ProxyServer) -> Session:
-    """The newest session, when it has ended."""
-    until(lambda: bool(proxy.sessions))
-    session = proxy.sessions[-1]
-    assert session.ended.wait(LIMIT)
-    return session
-
-
-def receive_all(sock: socket.socket, into: bytearray) -> None:
-    """Up to the end of the stream; what came before a reset is in `into` too."""
-    while piece := sock.recv(65536):
-        into += piece
-
-
-def received(sock: socket.socket) -> bytes:
-    """Everything up to the end of the stream."""
-    data = bytearray()
-    receive_all(sock, data)
-    return bytes(data)
 
 
 def has_left(sock: socket.socket) -> bool:
@@ -118,121 +76,6 @@ def has_left(sock: socket.socket) -> bool:
             return False
         time.sleep(0.001)
     return True
-
-
-class Target:
-    """A target that does what the test says, one connection at a time."""
-
-    def __init__(self, *, backlog: int = 16) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
-        self._listener.settimeout(LIMIT)
-        self.address: tuple[str, int] = self._listener.getsockname()
-
-    def __enter__(self) -> Target:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def accept(self) -> socket.socket:
-        connection, _ = self._listener.accept()
-        connection.settimeout(LIMIT)
-        return connection
-
-
-class ByHand:
-    """RFC 1961 by hand: a client with nothing of gsssocks in it, so that it can do anything.
-
-    Args:
-        budget: octets to send in all; behind the last of them it sends no more and says so by `Exhausted`.
-    """
-
-    def __init__(self, proxy: ProxyServer, *, budget: int | None = None) -> None:
-        self.stream = socket.create_connection(proxy.address, LIMIT)
-        self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sent = 0
-        self._budget = budget
-        name = gssapi.Name("socks@localhost", gssapi.NameType.hostbased_service)
-        self.context = gssapi.SecurityContext(name=name, usage="initiate", flags=FLAGS)
-
-    def __enter__(self) -> ByHand:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    def greet(self) -> None:
-        self.send(b"\x05\x01\x01")
-        assert self.receive(2) == b"\x05\x01"
-
-    def authenticate(self) -> None:
-        self.greet()
-        self.send_message(1, self.context.step())
-        self.context.step(self.receive_message(1))
-        assert self.context.complete
-
-    def agree(self, level: int = 2) -> None:
-        self.authenticate()
-        self.send_message(2, self.wrap(bytes([level]), encrypt=False))
-        assert self.unwrap(self.receive_message(2)) == bytes([level])
-
-    def ask(self, request: bytes, level: int = 2) -> int:
-        """All steps up to the reply; its code."""
-        self.agree(level)
-        self.send_data(request, encrypt=level != 1)
-        return self.receive_data()[1]
-
-    def connect(self, address: tuple[str, int], level: int = 2) -> None:
-        assert self.ask(request_for(address), level) == 0
-
-    def wrap(self, data: bytes, *, encrypt: bool = True) -> bytes:
-        return self.context.wrap(data, encrypt).message
-
-    def unwrap(self, token: bytes) -> bytes:
-        return self.context.unwrap(token).message
-
-    def send_data(self, data: bytes, *, encrypt: bool = True) -> None:
-        self.send_message(3, self.wrap(data, encrypt=encrypt))
-
-    def receive_data(self) -> bytes:
-        return self.unwrap(self.receive_message(3))
-
-    def send_message(self, kind: int, token: bytes | None) -> None:
-        token = token or b""
-        self.send(struct.pack("!BBH", 1, kind, len(token)) + token)
-
-    def receive_message(self, kind: int) -> bytes:
-        version, found, length = struct.unpack("!BBH", self.receive(4))
-        assert (version, found) == (1, kind)
-        return self.receive(length)
-
-    def send(self, data: bytes) -> None:
-        part = data if self._budget is None else data[: self._budget - self.sent]
-        self.stream.sendall(part)
-        self.sent += len(part)
-        if self.sent == self._budget:
-            raise Exhausted
-
-    def receive(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            piece = self.stream.recv(count - len(data))
-            assert piece, f"the proxy ended the stream after {data!r}"
-            data += piece
-        return data
-
-    def ending(self) -> bytes:
-        """What else the proxy sends before it ends the stream; it must not be a reset, which loses answers."""
-        self.stream.shutdown(socket.SHUT_WR)
-        return received(self.stream)
-
-
-class Exhausted(Exception):  # noqa: N818 - no error
-    """The budget is spent."""
-
-
-def request_for(address: tuple[str, int], command: int = 1) -> bytes:
-    return b"\x05" + bytes([command]) + b"\x00\x01" + socket.inet_aton(address[0]) + struct.pack("!H", address[1])
 
 
 class TestTunnel:
@@ -560,7 +403,7 @@ class TestRefusals:
                 through(proxy, echo.address, protection=asked)
             assert last_session(proxy).reply is None
 
-    @pytest.mark.parametrize("command", [2, 3, 0, 255])
+    @pytest.mark.parametrize("command", [0, 4, 255])
     def test_commands_not_supported(self, proxy: ProxyServer, echo: EchoServer, command: int) -> None:
         with ByHand(proxy) as client:
             assert client.ask(request_for(echo.address, command)) == 7
@@ -599,6 +442,15 @@ class TestRefusals:
         with pytest.raises(gsssocks.ReplyError) as caught:
             through(proxy, ("255.255.255.255", 80))
         assert (caught.value.code, caught.value.errno) == (3, errno.ENETUNREACH)
+
+    def test_a_name_that_is_not_found_in_time(self) -> None:
+        hosts = SlowHosts()
+        with serving(connect_timeout=0.2, hosts=hosts) as proxy:
+            with pytest.raises(TimeoutError):
+                through(proxy, ("slow.test", 80))
+            assert last_session(proxy).reply == 6
+            hosts.answer.set()
+            until(lambda: server_threads() == ["gsssocks-server"])
 
     def test_a_target_that_does_not_answer(self) -> None:
         with serving(connect_timeout=0.2) as proxy, silent_target() as address:
@@ -927,6 +779,19 @@ def assert_cut_short(target: Target, data: bytes = b"") -> None:
     assert data.startswith(heard)
 
 
+class SlowHosts(dict[str, str]):
+    """Whoever asks for a name waits until the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = threading.Event(), threading.Event()
+
+    def get(self, _name: str, default: str) -> str:  # type: ignore[override]
+        self.asked.set()
+        self.answer.wait(LIMIT)
+        return default
+
+
 def send_for_ever(client: ByHand) -> None:
     while True:
         client.send_data(bytes(60000))
@@ -995,6 +860,17 @@ class TestStop:
                 through(proxy, echo.address).close()
                 assert last_session(proxy).reply == 0
         assert len(proxy.sessions) == 2
+
+    def test_while_a_name_is_looked_up(self) -> None:
+        hosts = SlowHosts()
+        with serving(hosts=hosts) as proxy, ByHand(proxy) as client:
+            client.agree()
+            client.send_data(b"\x05\x01\x00\x03\x09slow.test\x00\x50")
+            assert hosts.asked.wait(LIMIT)
+            proxy.stop()
+            assert last_session(proxy).reply is None
+            hosts.answer.set()
+            until(lambda: not server_threads())
 
     def test_with_the_limit_reached(self, echo: EchoServer) -> None:
         with serving(max_clients=1) as proxy:
@@ -1078,6 +954,37 @@ class TestWhatItTells:
             ProxyServer(levels=["secret"])
         with pytest.raises(ValueError, match="must not be empty"):
             ProxyServer(levels=[])
+        with pytest.raises(ValueError, match="must not be empty"):
+            ProxyServer(listeners=[])
+
+    def test_listens_in_several_places(self, echo: EchoServer) -> None:
+        with serving(listeners=[("127.0.0.1", 0), ("::1", 0), ("127.0.0.2", 0)]) as proxy:
+            assert [host for host, _ in proxy.addresses] == ["127.0.0.1", "::1", "127.0.0.2"]
+            assert proxy.address == proxy.addresses[0]
+            for host, port in proxy.addresses:
+                there = gsssocks.Proxy(host, port, target_name="socks@localhost")
+                gsssocks.create_connection(echo.address, LIMIT, proxy=there).close()
+            assert len(proxy.sessions) == 3
+
+    def test_both_families_at_one_port(self) -> None:
+        with serving(listeners=[("0.0.0.0", 0)]) as first, serving(listeners=[("::", first.port)]) as second:
+            assert first.port == second.port
+
+    def test_listens_on_a_socket_it_is_given(self, echo: EchoServer) -> None:
+        given = socket.create_server(("127.0.0.1", 0))
+        address = given.getsockname()
+        with serving(listeners=[given.detach()]) as proxy:
+            assert proxy.address == address
+            assert proxy.url() == f"socks5h://localhost:{address[1]}"
+            through(proxy, echo.address).close()
+
+    def test_if_it_cannot_listen_in_one_place_it_does_in_none(self, proxy: ProxyServer) -> None:
+        with socket.create_server(("127.0.0.2", 0)) as free:
+            port = free.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            ProxyServer(listeners=[("127.0.0.2", port), proxy.address]).start()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), LIMIT)
 
     def test_a_port_in_use(self, proxy: ProxyServer) -> None:
         with pytest.raises(OSError, match="in use"):

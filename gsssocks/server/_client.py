@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import socket
-import struct
-import termios
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, cast
+from typing import TYPE_CHECKING, Callable, TypeVar
 
-from gsssocks import _originals
 from gsssocks._negotiation import NO_ADDRESS, ServerNegotiation
-from gsssocks._protocol import Address, Command, ProtectionLevel, Reply
+from gsssocks._protocol import Address, Command, Reply
 from gsssocks._record import ProtectedRecords
 from gsssocks._stream import ProtectedStream
-from gsssocks._transport import Deadline, call_within
+from gsssocks._transport import Deadline
 
-from ._flows import READ_SIZE, ClientEnd, Flow, TargetEnd
-from ._waiting import NEVER, CountingTransport, StoppableTransport, Stopped
+from ._bind import Rendezvous
+from ._flows import READ_SIZE, ClientEnd, TargetEnd, relay
+from ._rules import COMMANDS
+from ._sockets import local_address, make_prompt, reset_on_close
+from ._udp import Association, Envelopes
+from ._waiting import CountingTransport, Stopped
+from ._ways import Ways
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping
 
+    from gsssocks import _originals
     from gsssocks._protocol import Request
     from gsssocks._record import Records
     from gsssocks._security import SecurityContext
 
+    from ._rules import Permission
     from ._session import Session
+    from ._terms import Terms
     from ._waiting import StopSign
 
-__all__ = ["Client", "Terms", "reply_code"]
+__all__ = ["Client", "reply_code"]
+
+T = TypeVar("T")
 
 FAREWELL_SECONDS = 2.0
 """How long to wait for a client to close after it has been refused something (RFC 1928, section 6: at most ten)."""
 FAREWELL_READS = 16
-LINGER_SECONDS = 10.0
-"""How long what one side sent before its connection broke may take to reach the other."""
-LOOK_AGAIN_SECONDS = 0.02
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+_COMMAND_NAMES: Mapping[int, str] = {command: name for name, command in COMMANDS.items()}
 
 # RFC 1928, section 6.
 _SUCCEEDED = 0
@@ -71,18 +73,6 @@ def reply_code(error: OSError) -> int:
     return _REPLY_CODES.get(error.errno or 0, _GENERAL_FAILURE)
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What the server does for its clients, and how long."""
-
-    keytab: str | None
-    levels: Collection[ProtectionLevel]
-    authorize: Callable[[str], bool]
-    negotiation_timeout: float
-    connect_timeout: float
-    hosts: Mapping[str, str]
-
-
 class Client:
     """One client's connection, from the greeting to the end.
 
@@ -104,7 +94,7 @@ class Client:
     def serve(self) -> None:
         """Does everything. What goes wrong between client, proxy and target is in `session.error` afterwards."""
         try:
-            self._connect_through()
+            self._converse()
         except Stopped:
             self._session.error = OSError(errno.ECANCELED, "the proxy was stopped")
         except OSError as error:
@@ -119,30 +109,40 @@ class Client:
             self._transport.release()
             self._socket.close()
 
-    def _connect_through(self) -> None:
-        _make_prompt(self._socket)
-        request = self._negotiate()
-        target = self._open_target(request)
-        try:
-            self._answer(_SUCCEEDED, _bound_address(target))
-            self._relay(target)
-        except BaseException:
-            # Closing alone would tell the other side that the data are complete.
-            _reset_on_close(self._socket)
-            _reset_on_close(target)
-            raise
-        finally:
-            target.close()
+    def _converse(self) -> None:
+        make_prompt(self._socket)
+        context = self._context()
+        request = self._negotiate(context)
+        permission = self._terms.rules.concerning(self._session.principal or "", request.command)
+        ways = Ways(permission, self._terms.hosts, self._stop)
+        if request.command == Command.CONNECT:
+            self._serve_connect(request.address, ways)
+        elif request.command == Command.BIND:
+            self._serve_bind(request.address, permission, ways)
+        elif request.command == Command.UDP_ASSOCIATE:
+            self._serve_udp(Envelopes(context, self._stream.records), permission, ways)
+        else:
+            self._obtain(lambda: self._unsupported(request.command))
 
     # Up to the answer
 
-    def _negotiate(self) -> Request:
+    def _context(self) -> SecurityContext:
         # Imported here: a program that only mentions the server owes nobody the price of gssapi.
         from gsssocks._gss import Acceptor
 
-        context = Acceptor(keytab=self._terms.keytab)
-        negotiation = ServerNegotiation(context, levels=self._terms.levels, authorize=self._terms.authorize)
-        deadline = Deadline(self._terms.negotiation_timeout)
+        return Acceptor(keytab=self._terms.keytab)
+
+    def _negotiate(self, context: SecurityContext) -> Request:
+        terms = self._terms
+        negotiation = ServerNegotiation(
+            context,
+            levels=terms.levels,
+            authorize=terms.authorize,
+            nec=terms.nec,
+            counter_offer=terms.counter_offer,
+            confidential=terms.confidential,
+        )
+        deadline = Deadline(terms.negotiation_timeout)
         try:
             self._stream.negotiate(self._transport, negotiation, deadline, f"client {self._session.client}")
         except Exception:
@@ -151,49 +151,24 @@ class Client:
         finally:
             self._note_context(context)
             self._records = negotiation.records
-        assert negotiation.request is not None
-        self._session.destination = negotiation.request.address
-        return negotiation.request
+        request = negotiation.request
+        assert request is not None
+        self._session.command = _COMMAND_NAMES.get(request.command, str(request.command))
+        self._session.destination = request.address
+        return request
 
-    def _open_target(self, request: Request) -> _originals.SocketType:
+    def _obtain(self, function: Callable[[], T]) -> T:
+        """What the client asks for. Where it cannot be had, that is the answer."""
         try:
-            if request.command != Command.CONNECT:
-                raise OSError(errno.EOPNOTSUPP, f"command {request.command} is not supported")
-            return self._reach(request.address, Deadline(self._terms.connect_timeout))
+            return function()
         except OSError as error:
             self._answer(reply_code(error), NO_ADDRESS)
             self._take_leave()
             raise
 
-    def _reach(self, destination: Address, deadline: Deadline) -> _originals.SocketType:
-        failure: OSError = OSError(errno.EHOSTUNREACH, f"{destination.host} has no address")
-        for family, address in call_within(deadline, lambda: self._addresses(destination)):
-            try:
-                return self._connected(family, address, deadline)
-            except socket.timeout:
-                raise
-            except OSError as error:
-                failure = error
-        raise failure
-
-    def _connected(self, family: int, address: tuple[Any, ...], deadline: Deadline) -> _originals.SocketType:
-        sock = _originals.SocketType(family, socket.SOCK_STREAM, 0)
-        try:
-            StoppableTransport(sock.fileno(), family, self._stop).connect(address, deadline)
-            _make_prompt(sock)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _addresses(self, destination: Address) -> list[tuple[int, tuple[Any, ...]]]:
-        host = self._terms.hosts.get(destination.host.lower().rstrip("."), destination.host)
-        # As octets: a name arrives the way it is looked up, and must not be encoded again.
-        found = _originals.getaddrinfo(host.encode("ascii"), destination.port, 0, socket.SOCK_STREAM)
-        return [(info[0], cast("tuple[Any, ...]", info[4])) for info in found]
-
     def _answer(self, code: int, bound: Address) -> None:
         self._session.reply = code
+        self._session.bound = self._session.bound or (bound if not code else None)
         self._session.round_trips = self._transport.flights
         reply = memoryview(Reply(code, bound).encode())
         self._stream.send_all(self._transport, reply, Deadline(self._terms.negotiation_timeout))
@@ -216,44 +191,52 @@ class Client:
                 if not self._transport.wait_readable(deadline) or not self._transport.take(view):
                     return
 
-    # The relay
+    # The three commands
 
-    def _relay(self, target: _originals.SocketType) -> None:
-        client_end = ClientEnd(self._stream, self._transport)
-        # What is read from the target at once fits one message.
-        target_end = TargetEnd(target, min(READ_SIZE, self._stream.records.max_plaintext))
+    @staticmethod
+    def _unsupported(command: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, f"command {command} is not supported")
+
+    def _serve_connect(self, destination: Address, ways: Ways) -> None:
+        target = self._obtain(lambda: ways.connect(destination, Deadline(self._terms.connect_timeout)))
+        self._join(target, local_address(target))
+
+    def _serve_bind(self, expected: Address, permission: Permission, ways: Ways) -> None:
+        deadline = Deadline(self._terms.connect_timeout)
+        rendezvous = self._obtain(lambda: Rendezvous(expected, permission, ways, self._socket, deadline))
         try:
-            self._carry(Flow(client_end, target_end), Flow(target_end, client_end))
-            broken = client_end.broken or target_end.broken
-            if broken:
-                raise broken
-        except OSError:
-            for end in (client_end, target_end):
-                if not end.broken:
-                    self._wait_delivered(end.fd)
+            self._answer(_SUCCEEDED, rendezvous.address)
+            waiting = Deadline(self._terms.bind_timeout)
+            target, peer = self._obtain(lambda: rendezvous.wait(self._transport, self._stop, waiting))
+        finally:
+            rendezvous.close()
+        self._join(target, peer)
+
+    def _serve_udp(self, envelopes: Envelopes, permission: Permission, ways: Ways) -> None:
+        association = self._obtain(lambda: Association(self._socket, envelopes, permission, ways, self._session))
+        try:
+            self._answer(_SUCCEEDED, association.address)
+            association.run(self._transport, self._stop)
+        except BaseException:
+            reset_on_close(self._socket)
             raise
+        finally:
+            association.close()
 
-    def _carry(self, upward: Flow, downward: Flow) -> None:
-        while flows := [flow for flow in (upward, downward) if not flow.ended]:
-            for flow in self._ready(flows):
-                flow.move()
-            self._session.octets_received, self._session.octets_sent = upward.octets, downward.octets
-            self._note_figures()
-
-    def _ready(self, flows: Sequence[Flow]) -> Sequence[Flow]:
-        wanted: dict[int, int] = {}
-        for flow in flows:
-            fd, event = flow.wanted
-            wanted[fd] = wanted.get(fd, 0) | event
-        ready = self._stop.wait(wanted, NEVER)
-        return [flow for flow in flows if ready.get(flow.wanted[0], 0) & flow.wanted[1]]
-
-    def _wait_delivered(self, fd: int) -> None:
-        """Waits until the peer's kernel has all that was sent, since a reset throws the rest away."""
-        deadline = Deadline(LINGER_SECONDS)
-        while deadline.remaining() and _undelivered(fd):
-            # There is no event for it.
-            self._stop.wait({}, Deadline(LOOK_AGAIN_SECONDS))
+    def _join(self, target: _originals.SocketType, bound: Address) -> None:
+        try:
+            self._answer(_SUCCEEDED, bound)
+            client_end = ClientEnd(self._stream, self._transport)
+            # What is read from the target at once fits one message.
+            target_end = TargetEnd(target, min(READ_SIZE, self._stream.records.max_plaintext))
+            relay(client_end, target_end, self._stop, self._note_progress)
+        except BaseException:
+            # Closing alone would tell the other side that the data are complete.
+            reset_on_close(self._socket)
+            reset_on_close(target)
+            raise
+        finally:
+            target.close()
 
     # What is written down
 
@@ -264,6 +247,10 @@ class Client:
         self._session.service = context.target_name
         self._session.mechanism = context.mechanism
 
+    def _note_progress(self, received: int, sent: int) -> None:
+        self._session.octets_received, self._session.octets_sent = received, sent
+        self._note_figures()
+
     def _note_figures(self) -> None:
         session = self._session
         session.wire_received, session.wire_sent = self._transport.received, self._transport.sent
@@ -272,27 +259,3 @@ class Client:
         if isinstance(self._records, ProtectedRecords):
             session.tokens_received = self._records.tokens_received
             session.tokens_sent = self._records.tokens_sent
-
-
-def _make_prompt(sock: _originals.SocketType) -> None:
-    """Nothing waits to be sent with more, and a peer that has vanished is noticed some day."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def _reset_on_close(sock: _originals.SocketType) -> None:
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-
-
-def _undelivered(fd: int) -> int:
-    try:
-        (octets,) = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))
-    except OSError:
-        return 0  # not every system says it of a socket
-    return int(octets)
-
-
-def _bound_address(sock: _originals.SocketType) -> Address:
-    host, port = sock.getsockname()[:2]
-    return Address(host.partition("%")[0], port)  # a zone means nothing to the client

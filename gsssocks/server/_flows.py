@@ -5,19 +5,29 @@ from __future__ import annotations
 import selectors
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Callable, Protocol
 
 from gsssocks._transport import Deadline
 from gsssocks.exceptions import ProxyError
 
+from ._sockets import undelivered
+from ._waiting import NEVER
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gsssocks import _originals
     from gsssocks._stream import ProtectedStream
     from gsssocks._transport import Transport
 
-__all__ = ["READ_SIZE", "ClientEnd", "Flow", "TargetEnd"]
+    from ._waiting import StopSign
+
+__all__ = ["READ_SIZE", "ClientEnd", "Flow", "TargetEnd", "relay"]
 
 READ_SIZE = 64 * 1024
+LINGER_SECONDS = 10.0
+"""How long what one side sent before its connection broke may take to reach the other."""
+LOOK_AGAIN_SECONDS = 0.02
 _NOW = Deadline(0)
 
 
@@ -143,3 +153,48 @@ class Flow:
             return
         self._pending = self._pending[written:]
         self.octets += written
+
+
+def relay(client: ClientEnd, target: TargetEnd, stop: StopSign, note: Callable[[int, int], None]) -> None:
+    """Carries data both ways up to both ends of the data.
+
+    Args:
+        note: told now and then how many octets have gone to the target, and to the client.
+
+    Raises:
+        OSError: one side is broken. What came from it before has reached the other as far as it could.
+    """
+    try:
+        _carry(Flow(client, target), Flow(target, client), stop, note)
+        broken = client.broken or target.broken
+        if broken:
+            raise broken
+    except OSError:
+        for end in (client, target):
+            if not end.broken:
+                _wait_delivered(end.fd, stop)
+        raise
+
+
+def _carry(upward: Flow, downward: Flow, stop: StopSign, note: Callable[[int, int], None]) -> None:
+    while flows := [flow for flow in (upward, downward) if not flow.ended]:
+        for flow in _ready(flows, stop):
+            flow.move()
+        note(upward.octets, downward.octets)
+
+
+def _ready(flows: Sequence[Flow], stop: StopSign) -> Sequence[Flow]:
+    wanted: dict[int, int] = {}
+    for flow in flows:
+        fd, event = flow.wanted
+        wanted[fd] = wanted.get(fd, 0) | event
+    ready = stop.wait(wanted, NEVER)
+    return [flow for flow in flows if ready.get(flow.wanted[0], 0) & flow.wanted[1]]
+
+
+def _wait_delivered(fd: int, stop: StopSign) -> None:
+    """Waits until the peer's kernel has all that was sent, since a reset throws the rest away."""
+    deadline = Deadline(LINGER_SECONDS)
+    while deadline.remaining() and undelivered(fd):
+        # There is no event for it.
+        stop.wait({}, Deadline(LOOK_AGAIN_SECONDS))

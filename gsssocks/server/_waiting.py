@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import selectors
-from typing import TYPE_CHECKING, Any
+import socket
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
+from gsssocks import _originals
 from gsssocks._transport import Deadline, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["NEVER", "CountingTransport", "StopSign", "StoppableTransport", "Stopped"]
+
+T = TypeVar("T")
 
 NEVER = Deadline(None)
 
@@ -24,12 +30,19 @@ class StopSign:
     """Ends every wait of every thread: the reading end of a pipe, readable for good once the other is closed."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shown = False
         self._reading, self._writing = os.pipe()
 
     def show(self) -> None:
-        os.close(self._writing)
+        """Without effect if it is shown already."""
+        with self._lock:
+            if not self._shown:
+                self._shown = True
+                os.close(self._writing)
 
     def remove(self) -> None:
+        self.show()
         os.close(self._reading)
 
     def wait(self, wanted: Mapping[int, int], deadline: Deadline) -> Mapping[int, int]:
@@ -49,6 +62,41 @@ class StopSign:
         if self._reading in ready:
             raise Stopped
         return ready
+
+    def call(self, function: Callable[[], T], deadline: Deadline) -> T:
+        """Calls a function that waits by itself (a name lookup). It is left behind in its thread if the time runs out,
+        or the server is to stop.
+
+        Raises:
+            Stopped: the server is to stop.
+            socket.timeout: the time ran out. Otherwise what the function raises.
+        """
+        reading, writing = os.pipe()
+        outcome: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(function())
+            except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
+                outcome.set_exception(error)
+            finally:
+                os.close(writing)
+
+        try:
+            _started(run, writing)
+            if not self.wait({reading: selectors.EVENT_READ}, deadline):
+                raise socket.timeout("timed out")
+        finally:
+            os.close(reading)
+        return outcome.result()
+
+
+def _started(run: Callable[[], None], writing: int) -> None:
+    try:
+        _originals.Thread(target=run, name="gsssocks-wait", daemon=True).start()
+    except BaseException:
+        os.close(writing)
+        raise
 
 
 # Unlike epoll and kqueue, poll costs no descriptor.
