@@ -1,4 +1,4 @@
-"""The command line: `gsssocks run`, `inject`, `check` and `demo`. The only room that prints."""
+"""The command line: `gsssocks run`, `inject`, `check`, `serve` and `demo`. The only room that prints."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ._check import STATUS, examine
 from ._config import Settings
 from ._injection import deaf, environment, hook_paths, install_hook, remove_hook
 from ._startup import EX_CONFIG, INJECT
+from .server._service import serve
+from .server._settings import OPTIONS, ServiceSettings
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_inject(commands)
     _add_check(commands)
+    _add_serve(commands)
     demo = commands.add_parser(
         "demo",
         help="show an unmodified program going through a proxy, all on this machine",
@@ -110,6 +113,35 @@ def _add_check(commands: _Commands) -> None:
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.add_argument("target", metavar="TARGET", nargs="?", help="a URL (http, https) or host:port")
     check.set_defaults(command=_check)
+
+
+def _add_serve(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "serve",
+        help="be a SOCKS 5 proxy with GSS-API",
+        description="Serves CONNECT, BIND and UDP ASSOCIATE until SIGTERM, SIGINT or SIGHUP; a second one ends it at "
+        "once. The configuration is read once. The file has a section [server], with the options below, their dashes "
+        "written as underscores, and a section [rules], each line a name, = and a rule. Knows NOTIFY_SOCKET and "
+        f"LISTEN_FDS, as systemd has them. Exit status: 0, 1 if it cannot listen, {EX_CONFIG} if the configuration is "
+        "wrong.",
+    )
+    command.add_argument("--config", metavar="FILE", help="an INI file; options given here are stronger")
+    for name, option in OPTIONS.items():
+        flag = f"--{name.replace('_', '-')}"
+        if option.metavar:
+            command.add_argument(flag, dest=name, metavar=option.metavar, help=option.help)
+        else:
+            command.add_argument(flag, dest=name, action="store_const", const="true", help=option.help)
+    command.add_argument(
+        "--rule",
+        dest="rules",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="allow or deny, then principal=, command=, to=, each with patterns divided by commas; the first that fits "
+        "decides, and what none fits is refused; may be repeated (all but this machine and link-local addresses)",
+    )
+    command.set_defaults(command=_serve)
 
 
 def _add_proxy_options(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +215,17 @@ def _conclusion(report: Report) -> str:
     if report.status:
         return f"It fails at the {report.findings[-1].step}."
     return "All is well." if all(finding.ok for finding in report.findings) else "It works, but for what failed above."
+
+
+def _serve(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    try:
+        serve(ServiceSettings.load(options.config, given, options.rules))
+    except ValueError as error:
+        return _failure("serve", str(error), EX_CONFIG)
+    except OSError as error:
+        return _failure("serve", f"cannot listen: {error.strerror}")
+    return 0
 
 
 def _demo(_options: argparse.Namespace) -> int:

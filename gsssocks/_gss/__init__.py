@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ._context import Acceptor, Initiator, ticket_flags
-from ._credential import Credential, Source, credential
+from ._credential import Credential, Source, check_keytab, credential
 
-__all__ = ["Acceptor", "Credential", "Initiator", "Source", "credential", "ticket_flags"]
+__all__ = ["Acceptor", "Credential", "Initiator", "Source", "check_keytab", "credential", "ticket_flags"]

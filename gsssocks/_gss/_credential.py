@@ -6,6 +6,7 @@ proxies may have two identities in one process.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from gssapi import raw
 
 from gsssocks._security import MECHANISMS
+from gsssocks.exceptions import AuthenticationError
 
-from ._errors import credential_error
+from ._errors import credential_error, statuses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Credential", "Source", "acquire", "credential", "imported_name", "mechanism_oid", "shown"]
+__all__ = ["Credential", "Source", "acquire", "check_keytab", "credential", "imported_name", "mechanism_oid", "shown"]
 
 
 def imported_name(name: str, kind: raw.OID) -> raw.Name:
@@ -160,6 +162,26 @@ def credential(source: Source) -> Credential:
     except raw.GSSError as error:
         raise credential_error(error, f"no credential in {cache}") from error
     return Credential(shown(details.name) or "", details.lifetime, cache)
+
+
+def check_keytab(keytab: str | None) -> None:
+    """Refuses a keytab by which no client of Kerberos could be accepted.
+
+    Args:
+        keytab: None is the default one.
+
+    Raises:
+        AuthenticationError: it is not there, cannot be read, or holds no key.
+    """
+    try:
+        if keytab is None:
+            raw.acquire_cred(None, mechs=[_KRB5], usage="accept")
+        else:
+            raw.acquire_cred_from({b"keytab": keytab.encode()}, None, mechs=[_KRB5], usage="accept")
+    except raw.GSSError as error:
+        raise AuthenticationError(
+            errno.EACCES, f"no key to accept clients with: GSS-API says: {statuses(error)}"
+        ) from error
 
 
 def shown_cache(source: Source) -> str:

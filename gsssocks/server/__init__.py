@@ -3,6 +3,8 @@
     with ProxyServer(keytab="/etc/socks.keytab") as proxy:
         gsssocks.create_connection(("example.com", 80), proxy=proxy.url())
 
+It serves CONNECT, BIND and UDP ASSOCIATE, as its rules allow. `gsssocks serve` makes a service of it.
+
 One thread accepts, and each client has one of its own: it negotiates, connects to the target and then carries data
 both ways, never waiting for one direction while the other could move. Every wait also looks at one pipe, by which
 `stop` ends all of them at once.
