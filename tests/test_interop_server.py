@@ -1,11 +1,16 @@
-"""The embedded proxy and a client that others have made: Dante's, preloaded into programs that know of no proxy."""
+"""The embedded proxy and clients that others have made: Dante's, preloaded into programs that know of no proxy, and
+curl."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +19,7 @@ import gsssocks
 from gsssocks.server import ProxyServer, Session
 from tests.peers.dante import prefix
 from tests.peers.targets import SinkServer, SourceServer, octets
+from tests.peers.udp_echo import EchoDatagrams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +66,41 @@ else:
     print("connected")
 """
 
+DATAGRAMS = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(30)
+    target = sys.argv[1], int(sys.argv[2])
+    if sys.argv[3] == "connected":
+        client.connect(target)
+    for size in (1, 100, 20000):
+        for number in range(10):
+            data = bytes([number]) * size
+            client.send(data) if sys.argv[3] == "connected" else client.sendto(data, target)
+            received, sender = client.recvfrom(65536)
+            assert received == data
+            assert sender == target
+print("done")
+"""
+# By accept(2), which Dante knows, and not by Python's accept(), which is accept4(2). It has no timeout, since Dante
+# waits for a socket that does not wait no longer than that. The client speaks first: what comes right behind the
+# proxy's second answer, Dante's client loses.
+LISTEN = """
+import ctypes, os, socket, sys
+control = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30)
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen(1)
+control.sendall(b"%d\\n" % listener.getsockname()[1])
+libc = ctypes.CDLL(None, use_errno=True)
+peer, length = ctypes.create_string_buffer(16), ctypes.c_uint(16)
+fd = libc.accept(listener.fileno(), peer, ctypes.byref(length))
+assert fd >= 0, os.strerror(ctypes.get_errno())
+data = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+data.sendall(b"from the client")
+print(data.recv(100).decode())
+"""
+
 
 @pytest.fixture(autouse=True)
 def _in_the_realm(realm: Realm) -> Iterator[None]:
@@ -87,7 +128,8 @@ resolveprotocol: {names}
 route {{
     from: 0/0 to: 0/0 via: localhost port = {proxy.port}
     proxyprotocol: socks_v5
-    command: connect
+    command: connect bind udpassociate
+    protocol: tcp udp
     method: gssapi
     gssapi.servicename: socks
     gssapi.enctype: {enctype}
@@ -95,8 +137,8 @@ route {{
 """
         )
 
-    def run(self, program: str, host: str, port: int) -> str:
-        """What a Python program prints that is told host and port, with the library preloaded."""
+    def run(self, program: str, host: str, port: int, *arguments: str) -> str:
+        """What a Python program prints that is told host and port and more, with the library preloaded."""
         env = {
             **os.environ,
             "LD_PRELOAD": str(prefix() / "lib" / "libdsocksd.so"),
@@ -104,7 +146,7 @@ route {{
             "SOCKS_AUTOADD_LANROUTES": "no",
         }
         # Isolated: nothing of gsssocks is within its reach.
-        command = [sys.executable, "-I", "-c", program, host, str(port)]
+        command = [sys.executable, "-I", "-c", program, host, str(port), *arguments]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
         assert done.returncode == 0, f"{done.stderr}\n{self._log.read_text()}"
         return done.stdout.strip()
@@ -177,3 +219,137 @@ def test_a_principal_that_is_not_authorised(tmp_path: Path, echo: EchoServer) ->
     with ProxyServer(authorize=lambda _: False) as proxy:
         assert DanteClient(tmp_path, proxy, "integrity").run(ATTEMPT, *echo.address) != "connected"
         assert isinstance(first_session(proxy).error, gsssocks.AuthenticationError)
+
+
+@pytest.mark.parametrize("how", ["connected", "unconnected"])
+def test_datagrams(tmp_path: Path, proxy: ProxyServer, enctype: str, how: str) -> None:
+    with EchoDatagrams() as echo:
+        assert DanteClient(tmp_path, proxy, enctype).run(DATAGRAMS, *echo.address, how) == "done"
+    session = only_session(proxy)
+    assert (session.command, session.protection, session.error) == ("udp", LEVELS[enctype], None)
+    assert (session.datagrams_received, session.datagrams_sent, session.dropped) == (30, 30, {})
+
+
+def test_a_connection_that_comes_to_the_client(tmp_path: Path, proxy: ProxyServer, enctype: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as control, ThreadPoolExecutor() as pool:
+        heard = pool.submit(connect_back, control)
+        assert DanteClient(tmp_path, proxy, enctype).run(LISTEN, *control.getsockname()) == "from the peer"
+        assert heard.result(LIMIT) == b"from the client"
+    session = proxy.sessions[1]
+    assert session.ended.wait(LIMIT)
+    assert (session.command, session.reply, session.error) == ("bind", 0, None)
+
+
+def connect_back(control: socket.socket) -> bytes:
+    """A peer that is told a port, and connects to it."""
+    accepted, _ = control.accept()
+    with accepted, accepted.makefile() as told:
+        port = int(told.readline())
+        with socket.create_connection(("127.0.0.1", port), LIMIT) as data:
+            heard = data.recv(100)
+            data.sendall(b"from the peer")
+            return heard
+
+
+# curl encapsulates nothing, so it asks for no protection, and gives up behind the level.
+AUTHENTICATED = "SOCKS5 server authenticated user alice@GSSSOCKS.TEST with GSS-API"
+UNPROTECTED = "SOCKS5 access without GSS-API data protection granted"
+
+
+class TestCurl:
+    """curl 7.88 forgets that it allows GSS-API while it waits for the proxy's choice of a method. So it is told the
+    choice before it asks, by a relay."""
+
+    @pytest.mark.parametrize("nec", [False, True])
+    def test_authenticates_and_agrees_on_no_protection(self, *, nec: bool) -> None:
+        with ProxyServer(levels=["none"], nec=nec) as proxy:
+            said = curl(proxy, nec=nec)
+            assert AUTHENTICATED in said
+            assert UNPROTECTED in said
+            session = authenticated_session(proxy)
+            assert (session.principal, session.protection) == ("alice@GSSSOCKS.TEST", "none")
+
+    @pytest.mark.parametrize("nec", [False, True])
+    def test_is_refused_where_protection_is_asked_for(self, *, nec: bool) -> None:
+        with ProxyServer(nec=nec) as proxy:
+            said = curl(proxy, nec=nec)
+            assert AUTHENTICATED in said
+            assert UNPROTECTED not in said
+            session = authenticated_session(proxy)
+            assert "not allowed here: none" in str(session.error)
+
+    def test_is_refused_in_necs_form_where_that_is_not_allowed(self) -> None:
+        with ProxyServer(levels=["none"]) as proxy:
+            assert UNPROTECTED not in curl(proxy, nec=True)
+            session = authenticated_session(proxy)
+            assert "as NEC's implementation does" in str(session.error)
+
+
+def authenticated_session(proxy: ProxyServer) -> Session:
+    """The one in which curl got further than the choice of a method; when it has ended."""
+    for session in proxy.sessions:
+        assert session.ended.wait(LIMIT)
+    (found,) = [session for session in proxy.sessions if session.principal]
+    return found
+
+
+def curl(proxy: ProxyServer, *, nec: bool) -> str:
+    """What curl says of its way through the proxy. The relay may be too slow for it; then it is asked again."""
+    options = ["--socks5-gssapi-nec"] if nec else []
+    with HastyRelay(proxy.port) as relay:
+        for _ in range(50):
+            done = subprocess.run(
+                [
+                    *("curl", "--silent", "--verbose", "--socks5-gssapi", "--socks5-gssapi-service", "socks"),
+                    *(*options, "--proxy", f"socks5h://localhost:{relay.port}", "http://127.0.0.1:9/"),
+                ],
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=False,
+            )
+            if "per-message authentication is not supported" not in done.stderr:
+                return done.stderr
+    raise AssertionError(done.stderr)
+
+
+class HastyRelay:
+    """Carries octets between a client and the proxy, but tells the client of the method before the proxy does."""
+
+    def __init__(self, port: int) -> None:
+        self._proxy_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> HastyRelay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with ThreadPoolExecutor() as pool, suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                client.sendall(b"\x05\x01")
+                pool.submit(self._relay, client)
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._proxy_port), LIMIT) as proxy:
+            upward = threading.Thread(target=carry, args=(client, proxy))
+            upward.start()
+            assert proxy.recv(2, socket.MSG_WAITALL) in (b"\x05\x01", b"")
+            carry(proxy, client)
+            upward.join()
+
+
+def carry(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while octets_there := source.recv(65536):
+            sink.sendall(octets_there)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
