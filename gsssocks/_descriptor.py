@@ -20,6 +20,7 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     ("SOL_SOCKET", "SO_REUSEADDR"),
     ("SOL_SOCKET", "SO_REUSEPORT"),
     ("SOL_SOCKET", "SO_OOBINLINE"),
+    ("SOL_SOCKET", "SO_BROADCAST"),
     ("SOL_SOCKET", "SO_PRIORITY"),
     ("SOL_SOCKET", "SO_MARK"),
     ("SOL_SOCKET", "SO_SNDBUF"),
@@ -106,29 +107,30 @@ def quieten(fd: int, family: int) -> int:
     return ours.detach()
 
 
-def replace(fd: int, family: int, *, bound: tuple[object, ...] | None = None) -> None:
-    """Puts a new, unconnected TCP socket of `family` under `fd`; options, blocking mode and inheritance stay.
+def replace(fd: int, family: int, *, kind: int = socket.SOCK_STREAM, bound: tuple[object, ...] | None = None) -> None:
+    """Puts a new, unconnected socket of `family` under `fd`; options, blocking mode and inheritance stay.
 
     Args:
+        kind: its type, that of the one there was.
         bound: local address to bind it to.
 
     Raises:
         OSError: no socket could be had; then `fd` is as it was.
     """
     blocking, inheritable = os.get_blocking(fd), os.get_inheritable(fd)
-    new = SocketType(family, socket.SOCK_STREAM, 0)
+    new = SocketType(family, kind, 0)
     try:
-        _copy_options(fd, new, family)
+        _copy_options(fd, new, family, kind)
         os.dup2(new.fileno(), fd, inheritable)
     finally:
         new.close()
     os.set_blocking(fd, blocking)
     if bound is not None:
-        _bind(fd, family, bound)
+        _bind(fd, family, kind, bound)
 
 
-def _bind(fd: int, family: int, address: tuple[object, ...]) -> None:
-    borrowed = SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
+def _bind(fd: int, family: int, kind: int, address: tuple[object, ...]) -> None:
+    borrowed = SocketType(family, kind, 0, fileno=fd)
     try:
         # Where the address has been taken meanwhile, the next connect uses another, as after any failed one.
         with suppress(OSError):
@@ -137,8 +139,8 @@ def _bind(fd: int, family: int, address: tuple[object, ...]) -> None:
         borrowed.detach()
 
 
-def _copy_options(fd: int, new: SocketType, family: int) -> None:
-    old = SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
+def _copy_options(fd: int, new: SocketType, family: int, kind: int = socket.SOCK_STREAM) -> None:
+    old = SocketType(family, kind, 0, fileno=fd)
     try:
         for level_name, name in _OPTIONS:
             level, option = getattr(socket, level_name, None), getattr(socket, name, None)

@@ -14,14 +14,16 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn, TypeVar
 
 from . import _originals
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._protocol import Octets
 
-__all__ = ["Deadline", "Transport", "byte_view", "call_within", "would_block"]
+__all__ = ["Arrival", "DatagramTransport", "Deadline", "Transport", "byte_view", "call_within", "would_block"]
 
 T = TypeVar("T")
 
@@ -116,6 +118,10 @@ class _Held:
         self._lock.release()
 
 
+LONGEST = 65_535
+"""Octets that no datagram exceeds."""
+
+
 class _KernelSocket(_originals.SocketType):
     """A second Python object for an application's socket. The descriptor is the application's: it is never closed
     here."""
@@ -124,22 +130,23 @@ class _KernelSocket(_originals.SocketType):
         self.detach()
 
 
-class Transport:
-    """The kernel's side of one socket: operations that never wait, and waiting apart from them.
+class _Kernel:
+    """The kernel's side of one socket, of whatever type: its descriptor, and waiting.
 
     Args:
-        fd: descriptor of a stream socket; it stays the caller's.
+        fd: its descriptor, which stays the caller's.
         family: its address family.
+        kind: its type.
     """
 
     __slots__ = ("_kernel", "family", "fd")
 
-    def __init__(self, fd: int, family: int) -> None:
+    def __init__(self, fd: int, family: int, kind: int) -> None:
         self.fd = fd
         self.family = family
         # SOCK_NONBLOCK in the *type* makes the object not wait without touching the descriptor's O_NONBLOCK, which
         # belongs to the application; MSG_DONTWAIT does the same for each call.
-        self._kernel = _KernelSocket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0), 0, fileno=fd)
+        self._kernel = _KernelSocket(family, kind | getattr(socket, "SOCK_NONBLOCK", 0), 0, fileno=fd)
         if not _DONTWAIT:
             self._kernel.setblocking(False)
 
@@ -147,6 +154,28 @@ class Transport:
         """Lets go of the descriptor: any later operation fails with EBADF."""
         self.fd = -1
         self._kernel.detach()
+
+    def wait_readable(self, deadline: Deadline) -> bool:
+        """Waits for octets, the end, or an error; False if the time ran out first."""
+        return _wait(self.fd, deadline.remaining(), reading=True)
+
+    def wait_writable(self, deadline: Deadline) -> bool:
+        """Waits for room, or an error; False if the time ran out first."""
+        return _wait(self.fd, deadline.remaining(), writing=True)
+
+
+class Transport(_Kernel):
+    """The kernel's side of one stream socket: operations that never wait, and waiting apart from them.
+
+    Args:
+        fd: its descriptor; it stays the caller's.
+        family: its address family.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, fd: int, family: int) -> None:
+        super().__init__(fd, family, socket.SOCK_STREAM)
 
     def peek(self, view: memoryview) -> int | None:
         """Looks at what has arrived; None if nothing has, 0 at the end of the stream."""
@@ -195,26 +224,94 @@ class Transport:
     def shutdown(self, how: int) -> None:
         self._kernel.shutdown(how)
 
-    def wait_readable(self, deadline: Deadline) -> bool:
-        """Waits for octets, the end, or an error; False if the time ran out first."""
-        return _wait(self.fd, deadline.remaining(), reading=True)
-
-    def wait_writable(self, deadline: Deadline) -> bool:
-        """Waits for room, or an error; False if the time ran out first."""
-        return _wait(self.fd, deadline.remaining(), writing=True)
-
     def wait_either(self, deadline: Deadline) -> bool:
         """Waits for octets, the end, room, or an error; False if the time ran out first."""
         return _wait(self.fd, deadline.remaining(), reading=True, writing=True)
 
 
+class Arrival(NamedTuple):
+    """A datagram that has arrived."""
+
+    data: bytes
+    ancdata: list[Any]
+    flags: int
+    sender: Any
+    """As the kernel gives it; None for none, which stands for the end, after shutdown(2)."""
+
+
+class DatagramTransport(_Kernel):
+    """The kernel's side of one UDP socket: operations that never wait, and waiting apart from them.
+
+    Args:
+        fd: its descriptor; it stays the caller's.
+        family: its address family.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, fd: int, family: int) -> None:
+        super().__init__(fd, family, socket.SOCK_DGRAM)
+
+    @property
+    def local(self) -> tuple[Any, ...]:
+        """Its own address."""
+        name: tuple[Any, ...] = self._kernel.getsockname()
+        return name
+
+    @property
+    def takes_ipv4(self) -> bool:
+        """Whether it can send to IPv4 addresses."""
+        return self.family == socket.AF_INET or not self._kernel.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+    def take_ipv4(self) -> None:
+        """Makes a socket for IPv6 that is not bound yet one for both."""
+        self._kernel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+
+    def bind(self, port: int = 0) -> None:
+        """Binds it to no address in particular."""
+        self._kernel.bind(("::" if self.family == socket.AF_INET6 else "0.0.0.0", port))
+
+    def send(self, octets: Octets, address: tuple[Any, ...]) -> bool:
+        """Hands a datagram over to the kernel; False if there is no room."""
+        try:
+            self._kernel.sendto(octets, _SEND, address)
+        except BlockingIOError:
+            return False
+        return True
+
+    def wait_for_any(self, others: Iterable[int], deadline: Deadline) -> bool:
+        """Waits for a datagram or an error, or for one of the `others` to be readable; False if the time ran out
+        first."""
+        return _wait(self.fd, deadline.remaining(), reading=True, others=others)
+
+    def receive(self, *, peek: bool = False, control: int = 0) -> Arrival | None:
+        """The next datagram; None if there is none.
+
+        Args:
+            peek: whether to leave it where it is.
+            control: room for ancillary data.
+        """
+        flags = _PEEK if peek else _DONTWAIT
+        try:
+            if control:
+                return Arrival(*self._kernel.recvmsg(LONGEST, control, flags))
+            data, sender = self._kernel.recvfrom(LONGEST, flags)
+        except BlockingIOError:
+            return None
+        return Arrival(data, [], 0, sender)
+
+
 if hasattr(select, "poll"):
     _poll, _IN, _OUT = select.poll, select.POLLIN, select.POLLOUT
 
-    def _wait(fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False) -> bool:
+    def _wait(
+        fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False, others: Iterable[int] = ()
+    ) -> bool:
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         poll = _poll()
+        for other in others:
+            poll.register(other, _IN)
         poll.register(fd, (_IN if reading else 0) | (_OUT if writing else 0))
         # Rounded up: a wait that ends a fraction of a millisecond early would be repeated without waiting.
         return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
@@ -226,8 +323,10 @@ if hasattr(select, "poll"):
 
 else:
 
-    def _wait(fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False) -> bool:
-        ready = _originals.select([fd] if reading else [], [fd] if writing else [], [fd], seconds)
+    def _wait(
+        fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False, others: Iterable[int] = ()
+    ) -> bool:
+        ready = _originals.select([*others, *([fd] if reading else [])], [fd] if writing else [], [fd], seconds)
         return any(ready)
 
     def _has_error(fd: int) -> bool:
