@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from . import _arguments, _bind, _originals
 from ._config import Proxy
+from ._endpoint import endpoint_under, join, share_of
 from ._relay import relay
 from ._transport import Deadline, Transport, byte_view
 from ._tunnel import (
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from ._stream import ProtectedStream
+    from ._udp import Dropped
 
 __all__ = [
     "GSSSocket",
@@ -70,9 +72,11 @@ __all__ = [
     "connect_code",
     "create_connection",
     "in_progress",
+    "kinds",
     "may_listen",
     "open_listener",
     "open_tunnel",
+    "switch",
     "tunnelled_class",
     "use_raw",
 ]
@@ -92,30 +96,41 @@ _relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictiona
 """The tunnels behind sockets that have been given a plain connection."""
 _used_raw: dict[int, weakref.ref[socket.socket]] = {}
 """Sockets, not tunnelled yet, whose descriptor foreign code uses."""
-_switched_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
+_switched_classes: weakref.WeakKeyDictionary[type, dict[type, type]] = weakref.WeakKeyDictionary()
+"""By what they are subclasses of, and whose methods they have."""
+kinds: dict[int, type[GSSSocket]] = {}
+"""Whose methods other types of socket have than `SOCK_STREAM`; that class's module puts it here."""
 
 
 def adopt(sock: socket.socket) -> bool:
     """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to; False if it
     belongs to none."""
     fd = _originals.SocketType.fileno(sock)
+    endpoint = endpoint_under(fd)
+    if endpoint is not None and share_of(sock) is None:
+        switch(sock, kinds[socket.SOCK_DGRAM])
+        join(sock, endpoint, fd)
+        return True
     tunnel = tunnel_under(fd)
     if tunnel is None or id(sock) in attachments:
         return False
-    _switch(sock)
+    switch(sock)
     attach(sock, tunnel, Transport(fd, sock.family))
     return True
 
 
-def _switch(sock: socket.socket) -> None:
-    if not isinstance(sock, GSSSocket):
-        sock.__class__ = tunnelled_class(type(sock))
+def switch(sock: socket.socket, methods: type[GSSSocket] | None = None) -> None:
+    """Gives a socket object, in place, the methods of a class; None is `GSSSocket`."""
+    methods = methods or GSSSocket
+    if not isinstance(sock, methods):
+        sock.__class__ = tunnelled_class(type(sock), methods)
 
 
-def tunnelled_class(base: type) -> type:
+def tunnelled_class(base: type, methods: type[GSSSocket] | None = None) -> type:
     """The subclass of `base` whose socket methods are ours: they stand just above `socket.socket` in the resolution
     order, so a subclass that overrides recv() and calls super().recv() meets them next."""
-    switched = _switched_classes.get(base)
+    methods = methods or GSSSocket
+    switched = _switched_classes.setdefault(base, {}).get(methods)
     if switched is None:
         namespace = {
             "__slots__": (),
@@ -123,9 +138,9 @@ def tunnelled_class(base: type) -> type:
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
         }
-        bases = (GSSSocket,) if base is _originals.socket else (base, GSSSocket)
+        bases = (methods,) if issubclass(methods, base) else (base, methods)
         switched = type(base)(base.__name__, bases, namespace)
-        _switched_classes[base] = switched
+        _switched_classes[base][methods] = switched
     return switched
 
 
@@ -146,7 +161,7 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
     bound = local if local[1] else None
     tunnel.kernel_name_shown = bound is not None
     with tunnel.stream.negotiating():
-        _switch(sock)
+        switch(sock)
         try:
             establish_in_place(sock, tunnel, bound=bound)
         except BaseException:
@@ -160,7 +175,7 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
 def open_listener(sock: socket.socket, proxies: Sequence[Proxy]) -> None:
     """Has the first of `proxies` that answers listen for `sock`, in place, as with `open_tunnel`."""
     was = type(sock)
-    _switch(sock)
+    switch(sock)
     try:
         _bind.listen(sock, proxies)
     except BaseException:
@@ -225,7 +240,7 @@ def _accepted_elsewhere() -> ProxyError:
 
 
 class GSSSocket(_originals.socket):
-    """A TCP socket whose connection goes through a SOCKS 5 proxy with GSS-API; otherwise a `socket.socket`.
+    """A TCP or UDP socket whose data goes through a SOCKS 5 proxy with GSS-API; otherwise a `socket.socket`.
 
     One that listens does so at the proxy, which gives it one connection for each `listen()` (RFC 1928, BIND).
 
@@ -250,6 +265,9 @@ class GSSSocket(_originals.socket):
         super().__init__(family, type, proto, fileno)
         if chosen is not None:
             _chosen_proxies[self] = chosen
+        methods = kinds.get(self.type)
+        if methods is not None and self.family in _INET and self.proto in (0, socket.IPPROTO_UDP):
+            switch(self, methods)
         if fileno is not None:
             adopt(self)
 
@@ -556,6 +574,11 @@ class GSSSocket(_originals.socket):
         """
         tunnel = self._tunnel()
         return None if tunnel is None else tunnel.protection
+
+    @property
+    def dropped(self) -> Dropped | None:
+        """How many datagrams have arrived and not been handed over, by the reason; None for TCP."""
+        return None
 
     def _tunnel(self) -> Tunnel | None:
         """That of a connection; None for a listening socket."""

@@ -38,10 +38,12 @@ __all__ = [
     "Attachment",
     "Tunnel",
     "TunnelInfo",
+    "as_kernel_says",
     "attach",
     "attachment_of",
     "attachments",
     "checked_address",
+    "destination",
     "detach",
     "establish",
     "establish_in_place",
@@ -247,14 +249,15 @@ def tunnel_for(
     Args:
         name: what the address stands for, where it is a placeholder.
     """
-    return Tunnel(proxies, _destination(sock, proxies[0], address, name), _as_kernel_says(sock, address))
+    return Tunnel(proxies, destination(sock, proxies[0], address, name), as_kernel_says(sock, address))
 
 
-def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
-    """The address, if it has the form that the socket's family takes; the exceptions are those of a plain socket."""
+def checked_address(sock: socket.socket, address: object, method: str = "connect") -> tuple[Any, ...]:
+    """The address, if it has the form that the socket's family takes; the exceptions are those that `method` of a plain
+    socket raises."""
     family = "AF_INET6" if sock.family == socket.AF_INET6 else "AF_INET"
     if not isinstance(address, tuple):
-        raise TypeError(f"connect(): {family} address must be tuple, not {type(address).__name__}")
+        raise TypeError(f"{method}(): {family} address must be tuple, not {type(address).__name__}")
     if not (len(address) == 2 or (sock.family == socket.AF_INET6 and 2 <= len(address) <= 4)):
         raise TypeError(f"{family} address must be a pair (host, port)")
     host, port = address[0], address[1]
@@ -263,7 +266,7 @@ def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
     if not hasattr(port, "__index__"):
         raise TypeError(f"'{type(port).__name__}' object cannot be interpreted as an integer")
     if not 0 <= port.__index__() <= 0xFFFF:
-        raise OverflowError("connect(): port must be 0-65535.")
+        raise OverflowError(f"{method}(): port must be 0-65535.")
     null: Any = "\0" if isinstance(host, str) else b"\0"
     if len(address) > 2 or null in host:
         # Judged with a host that needs no lookup.
@@ -271,7 +274,8 @@ def checked_address(sock: socket.socket, address: object) -> tuple[Any, ...]:
     return address
 
 
-def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...], name: str | None) -> Address:
+def destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...], name: str | None) -> Address:
+    """What to ask the proxy for, to reach `address` (checked), or the name that it stands for."""
     host = name or (address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii"))
     port = address[1].__index__()
     if not host:
@@ -284,7 +288,7 @@ def _destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...], na
     return Address(str(mapped or ip), port)
 
 
-def _as_kernel_says(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
+def as_kernel_says(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
     """An address in the form in which a plain socket's getpeername() gives it; a name stays one."""
     host, port = (
         address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii"),
@@ -335,6 +339,11 @@ def establish(sock: socket.socket, tunnel: Tunnel) -> None:
             errno.EADDRNOTAVAIL, f"cannot ask a proxy for {tunnel.destination}: {error}"
         ) from error
     _connect_to_a_proxy(sock, tunnel, deadline)
+    if tunnel.command == Command.UDP_ASSOCIATE:
+        # No address in particular (RFC 1928, section 4), but of the family by which the proxy can be reached: it
+        # relays at one of that family then.
+        unspecified = "::" if _transport(sock).family == socket.AF_INET6 else "0.0.0.0"
+        request = Request(tunnel.command, Address(unspecified, 0))
     _agree_with_proxy(sock, tunnel, request, deadline)
     _log_connection(tunnel, time.monotonic() - begun)
 

@@ -20,6 +20,7 @@ __all__ = [
     "ProxyConnectionError",
     "ProxyError",
     "ReplyError",
+    "association_ended",
     "proxy_connection_error",
     "proxy_timeout",
     "refused_by_rule",
@@ -155,6 +156,15 @@ def proxy_connection_error(cause: OSError, proxy: str) -> ProxyConnectionError:
     error = cls(number, f"cannot reach the proxy {proxy}: {cause.strerror or cause}")
     error.socket_err = cause
     return error
+
+
+def association_ended(proxy: str) -> ProxyConnectionError:
+    """The error for a UDP association that is no more; also a `ConnectionResetError`."""
+    return ProxyResetError(
+        errno.ECONNRESET,
+        f"the proxy {proxy} has ended the association, which carried this socket's datagrams; to send another datagram "
+        "asks for a new one",
+    )
 
 
 def proxy_timeout(phase: str, proxy: str) -> ProxyConnectionError:

@@ -108,6 +108,10 @@ class Dante:
         """How many CONNECT requests it has granted so far, which it logs before it answers them."""
         return len(re.findall(r"info: pass\(\d+\): tcp/connect \[", self.log()))
 
+    def associations(self) -> int:
+        """How many UDP ASSOCIATE requests it has granted so far, which it logs before it answers them."""
+        return len(re.findall(r"info: pass\(\d+\): udp/udpassociate \[", self.log()))
+
     def stop(self) -> None:
         """End it, and every connection it relays. Without effect if it does not run."""
         if self._daemon is not None:
