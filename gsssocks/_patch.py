@@ -16,19 +16,21 @@ import sys
 import threading
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, cast
 
 import wrapt
 
 from . import _listeners, _originals
 from ._config import Settings
+from ._datagram_socket import DatagramSocket, become_datagram_socket
+from ._endpoint import Route, share_of
 from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._references import exchange
 from ._resolver import Placeholders, Resolver
 from ._sendfile import send_file
 from ._socket import adopt, connect_code, in_progress, open_tunnel
 from ._tunnel import attachment_of, tunnel_under
-from .exceptions import refused_by_rule
+from .exceptions import refused_by_rule, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -69,7 +71,7 @@ def install(
     placeholders: str | Iterable[str] | None = None,
     **proxy_options: Any,
 ) -> None:
-    """Sends every TCP connection that this process makes from now on through a proxy.
+    """Sends every TCP connection that this process makes from now on through a proxy, and every UDP datagram.
 
     Calling it again changes proxy and rules; connections that exist stay as they are.
 
@@ -140,12 +142,13 @@ def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
 
 
 def _activate(settings: Settings | None) -> None:
-    global _settings
+    global _settings, _directly
     with _lock:
         if settings is not None:
             _patch(settings)
             log_to_stderr_if_asked()
         _settings = settings
+        _directly = set()
         if settings is None:
             _restore()
             log_to_stderr_no_more()
@@ -174,6 +177,9 @@ def _patch_connections() -> None:
     wrap(_originals.socket, "__init__", _init)
     wrap(_originals.socket, "connect", _connect)
     wrap(_originals.socket, "connect_ex", _connect_ex)
+    wrap(_originals.socket, "sendto", _sendto)
+    if hasattr(_originals.socket, "sendmsg"):
+        wrap(_originals.socket, "sendmsg", _sendmsg)
     if hasattr(os, "sendfile"):
         wrap(os, "sendfile", _sendfile)
     _watch_libraries()
@@ -345,6 +351,8 @@ def _connect(
         return wrapped(*args, **kwargs)
     if not route.proxies:
         return wrapped(_real_address(instance, route.name, args[0]))
+    if _is_udp(instance):
+        return DatagramSocket.connect(_with_datagrams(instance), args[0])
     _tunnel(instance, route, args[0])
     if instance.gettimeout() == 0:
         raise in_progress()
@@ -359,6 +367,8 @@ def _connect_ex(
             return wrapped(*args, **kwargs)
         if not route.proxies:
             return wrapped(_real_address(instance, route.name, args[0]))
+        if _is_udp(instance):
+            return DatagramSocket.connect_ex(_with_datagrams(instance), args[0])
         _tunnel(instance, route, args[0])
     except socket.gaierror:
         raise
@@ -369,11 +379,65 @@ def _connect_ex(
 
 def _real_address(sock: socket.socket, name: str | None, address: tuple[Any, ...]) -> tuple[Any, ...]:
     """Where a placeholder's name really is, for a connection that goes there directly after all."""
-    found = _originals.getaddrinfo(name, address[1], sock.family, socket.SOCK_STREAM)
+    found = _originals.getaddrinfo(name, address[1], sock.family, _type(sock))
     return found[0][4]
 
 
-def _tunnel(sock: socket.socket, route: _Route, address: object) -> None:
+_directly: set[object] = set()
+"""Addresses to which datagrams go directly by the rules of now, of those sent to: so that one need not be decided on
+again for each datagram."""
+_MAX_DIRECTLY = 1024
+
+
+def _sendto(wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    if not args or _goes_directly(instance, args[-1]):
+        return wrapped(*args, **kwargs)
+    return DatagramSocket.sendto(_with_datagrams(instance), *args)
+
+
+def _sendmsg(
+    wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> int:
+    if len(args) < 4 or args[3] is None or _goes_directly(instance, args[3]):
+        return wrapped(*args, **kwargs)
+    return DatagramSocket.sendmsg(_with_datagrams(instance), *args)
+
+
+def _goes_directly(sock: socket.socket, address: Any) -> bool:
+    """Whether what `sock` sends to `address` is left to the kernel.
+
+    Raises:
+        ProxyError: a rule refuses it.
+    """
+    known = _directly  # of the rules of now: there may be others when it has been decided
+    try:
+        if address in known:
+            return True
+    except TypeError:
+        known = set()  # it holds a bytearray, or is no address
+    if not _is_udp(sock):
+        return True
+    if share_of(sock) is not None:
+        return False  # called unbound, past the methods that it has
+    if _route(sock, (address,)) is not None:
+        return False
+    if len(known) < _MAX_DIRECTLY:
+        known.add(address)
+    return True
+
+
+def _with_datagrams(sock: socket.socket) -> DatagramSocket:
+    """The socket, as one that decides for each datagram how it goes: by the rules of now, as long as it lives."""
+    with _lock:
+        if share_of(sock) is None:
+            settings = _settings
+            if settings is None:
+                raise unsupported("this datagram", "send it again: gsssocks was being uninstalled")
+            become_datagram_socket(sock, functools.partial(_decided, settings))
+    return cast("DatagramSocket", sock)
+
+
+def _tunnel(sock: socket.socket, route: Route, address: object) -> None:
     open_tunnel(sock, route.proxies, address, route.name)
     if hasattr(sock, "_sslobj"):
         from ._tls import replace_tls_object
@@ -387,16 +451,7 @@ def _wrap_socket(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ..
     return tls_object(instance, *args, **kwargs) or wrapped(*args, **kwargs)
 
 
-class _Route(NamedTuple):
-    """How a connection is to be made."""
-
-    proxies: Sequence[Proxy]
-    """Empty for a direct one, to what the name stands for."""
-    name: str | None
-    """What the address stands for, where it is a placeholder."""
-
-
-def _route(sock: socket.socket, args: tuple[Any, ...]) -> _Route | None:
+def _route(sock: socket.socket, args: tuple[Any, ...]) -> Route | None:
     """None for what is reached directly as it is, and for what the kernel refuses anyway.
 
     Raises:
@@ -404,21 +459,35 @@ def _route(sock: socket.socket, args: tuple[Any, ...]) -> _Route | None:
         OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
     """
     settings = _settings
-    if settings is None or _family(sock) not in _INET or _type(sock) != socket.SOCK_STREAM:
+    if settings is None or _family(sock) not in _INET or not (_type(sock) == socket.SOCK_STREAM or _is_udp(sock)):
         return None
     if attachment_of(sock) is not None:
         return None  # connected already: the kernel says so
     destination = _host_and_port(sock, args)
     if destination is None:
         return None  # not an address: the original method says so
-    host, port = destination
+    route = _decided(settings, *destination)
+    return route if route.proxies or route.name else None
+
+
+def _is_udp(sock: socket.socket) -> bool:
+    return _type(sock) == socket.SOCK_DGRAM and _family(sock) in _INET and _protocol(sock) in (0, socket.IPPROTO_UDP)
+
+
+def _decided(settings: Settings, host: str, port: int) -> Route:
+    """As the rules of `settings` have it.
+
+    Raises:
+        ProxyError: a rule refuses the destination.
+        OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
+    """
     name = _resolver.asked_name(host) if _resolver is not None else None
     decision = settings.rules.decide(name or host, port)
     if decision.action == "refuse":
         raise refused_by_rule(f"{name or host}:{port}", decision.rule)
     if decision.action == "direct":
-        return _Route((), name) if name else None
-    return _Route(_proxies(settings.proxies, decision.protection), name)
+        return Route((), name)
+    return Route(_proxies(settings.proxies, decision.protection), name)
 
 
 def goes_through_proxy(sock: socket.socket, args: tuple[Any, ...]) -> bool:
@@ -451,5 +520,6 @@ _SENDFILE = ("out_fd", "in_fd", "offset", "count")
 # As numbers: `socket.socket` makes an enum member of them each time, which takes longer than deciding.
 _family = _originals.SocketType.family.__get__
 _type = _originals.SocketType.type.__get__
+_protocol = _originals.SocketType.proto.__get__
 _INET = (socket.AF_INET, socket.AF_INET6)
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # what "" means to connect(2)

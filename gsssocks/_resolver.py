@@ -164,18 +164,18 @@ class _Query(NamedTuple):
     proto: Any = 0
     flags: Any = 0
 
-    def wants_tcp(self) -> bool:
-        """Whether a name is to be looked up, and the answer may serve to open a TCP connection and no other purpose.
+    def wants_peer(self) -> bool:
+        """Whether a name is to be looked up, and the answer may serve to reach somebody by TCP or UDP and no other
+        purpose.
 
-        An address to listen on (AI_PASSIVE) is one of this machine; AI_NUMERICHOST forbids lookups itself; and UDP
-        does not go through the proxy.
+        An address to listen on (AI_PASSIVE) is one of this machine; AI_NUMERICHOST forbids lookups itself.
         """
         return (
             isinstance(self.host, (str, bytes))
             and isinstance(self.flags, int)
             and not self.flags & (socket.AI_PASSIVE | socket.AI_NUMERICHOST)
-            and self.type in (0, socket.SOCK_STREAM)
-            and self.proto in (0, socket.IPPROTO_TCP)
+            and self.type in (0, socket.SOCK_STREAM, socket.SOCK_DGRAM)
+            and self.proto in (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
         )
 
 
@@ -232,7 +232,7 @@ class Resolver:
             query = _Query(*args, **kwargs)
         except TypeError:
             return wrapped(*args, **kwargs)  # which says so in its own words
-        name = self._proxied(query.host, query.port) if query.wants_tcp() else None
+        name = self._proxied(query.host, query.port) if query.wants_peer() else None
         if name is None:
             return wrapped(*args, **kwargs)
         # Whether this machine has an address of that family does not matter to the proxy.

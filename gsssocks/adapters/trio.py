@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable
 
+from gsssocks._endpoint import share_of
 from gsssocks._patch import wrap
 from gsssocks._tunnel import attachment_of
 
@@ -25,6 +26,7 @@ def _by_own_method(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, 
     wait, function, *rest = args
     # trio takes no other class for an accepted connection than `socket.socket`: by accept() unbound it gets one, plain,
     # since that calls the socket's own _accept().
-    if attachment_of(instance._sock) is not None and function.__name__ != "accept":
+    ours = attachment_of(instance._sock) is not None or share_of(instance._sock) is not None
+    if ours and function.__name__ != "accept":
         function = getattr(type(instance._sock), function.__name__)
     return wrapped(wait, function, *rest, **kwargs)
