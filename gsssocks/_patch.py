@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ._config.placeholders import PlaceholderRanges
     from ._config.settings import ProxyChoice, RuleChoice
 
-__all__ = ["Status", "goes_through_proxy", "install", "installed", "status", "uninstall", "wrap"]
+__all__ = ["Status", "goes_through_proxy", "install", "installed", "is_direct", "status", "uninstall", "wrap"]
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -490,14 +490,30 @@ def _decided(settings: Settings, host: str, port: int) -> Route:
     return Route(_proxies(settings.proxies, decision.protection), name)
 
 
-def goes_through_proxy(sock: socket.socket, args: tuple[Any, ...]) -> bool:
-    """Whether a connect with these arguments is to go through a proxy, for classes that only hold a C socket, `sock`.
+def goes_through_proxy(sock: socket.socket, method: str, args: tuple[Any, ...]) -> bool:
+    """Whether a connect or a datagram is to go through a proxy, for classes that only hold a C socket, `sock`.
+
+    Args:
+        method: which of a socket's methods is called.
+        args: its arguments.
 
     Raises:
         ProxyError: a rule refuses the destination.
     """
-    route = _route(sock, args)
+    # sendmsg may have no address; all others have it behind everything else.
+    address = args[3:] if method == "sendmsg" else args[-1:]
+    route = _route(sock, address) if address else None
     return route is not None and bool(route.proxies)
+
+
+def is_direct(host: str, port: int) -> bool:
+    """Whether what is sent to a host is left alone.
+
+    Raises:
+        ProxyError: a rule refuses the destination.
+    """
+    settings = _settings
+    return settings is None or not _decided(settings, host, port).proxies
 
 
 def _host_and_port(sock: socket.socket, args: tuple[Any, ...]) -> tuple[str, int] | None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dns.message
@@ -485,3 +489,88 @@ async def exchanged_by_asyncio(remote: Any = None, to: Any = None) -> Any:
         return await asyncio.wait_for(arrived, PATIENCE_SECONDS)
     finally:
         transport.close()
+
+
+BEGINNING = """
+import gsssocks, os, socket, sys
+url, port = sys.argv[1], int(sys.argv[2])
+"""
+GEVENT = """
+import gevent.monkey
+gevent.monkey.patch_all()
+"""
+EVENTLET = """
+import eventlet
+eventlet.monkey_patch()
+"""
+SEND = """
+gsssocks.install(url, no_proxy=[])
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for call in (
+    lambda: sock.sendto(b"leaked", ("127.0.0.1", port)),
+    lambda: sock.sendto(b"leaked", 0, ("127.0.0.1", port)),
+    lambda: sock.sendmsg([b"leaked"], [], 0, ("127.0.0.1", port)),
+    lambda: sock.connect(("127.0.0.1", port)),
+):
+    try:
+        call()
+    except gsssocks.ProxyError as error:
+        print(error)
+gsssocks.install(url)
+sock.sendto(b"direct", ("127.0.0.1", port))
+print(sock.recv(100).decode())
+"""
+UVLOOP = """
+import asyncio, uvloop
+async def answered(**ends):
+    loop = asyncio.get_running_loop()
+    arrived = loop.create_future()
+    class Protocol(asyncio.DatagramProtocol):
+        def datagram_received(self, data, addr):
+            arrived.set_result(data)
+    transport, _ = await loop.create_datagram_endpoint(Protocol, **ends)
+    transport.sendto(b"direct", None if "remote_addr" in ends else ("127.0.0.1", port))
+    data = await arrived
+    transport.close()
+    return data
+async def main():
+    gsssocks.install(url, no_proxy=[])
+    for ends in ({"remote_addr": ("127.0.0.1", port)}, {"local_addr": ("0.0.0.0", 0)}, {"family": socket.AF_INET},
+                 {"sock": socket.socket(socket.AF_INET, socket.SOCK_DGRAM)}):
+        try:
+            await answered(**ends)
+        except gsssocks.ProxyError as error:
+            print(error)
+    gsssocks.install(url)
+    for ends in ({"remote_addr": ("127.0.0.1", port)}, {"local_addr": ("127.0.0.1", 0)}):
+        print((await answered(**ends)).decode())
+uvloop.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "refusals", "direct"),
+    [(GEVENT + SEND, 4, 1), (EVENTLET + SEND, 4, 1), (UVLOOP, 4, 2)],
+    ids=["gevent", "eventlet", "uvloop"],
+)
+def test_libraries_past_which_no_datagram_leaves(
+    dante_confidentiality: Dante, realm: Realm, echo: UDPEcho, program: str, refusals: int, direct: int
+) -> None:
+    before = len(echo.received)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BEGINNING + program, dante_confidentiality.url(), str(echo.port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
+        env={**os.environ, **realm.env},
+        cwd=Path(__file__).parents[1],
+    )
+    lines = done.stdout.splitlines()
+    assert [line.partition(" cannot be sent")[0] for line in lines[:refusals]] in (
+        ["gevent's sockets"] * refusals,
+        ["eventlet's sockets"] * refusals,
+        ["datagrams of uvloop"] * refusals,
+    )
+    assert lines[refusals:] == ["direct"] * direct
+    assert [data for data, _ in echo.received[before:]] == [b"direct"] * direct

@@ -29,24 +29,27 @@ def cover(green: ModuleType) -> None:
         else:
             wrap(green.socket, method, _refuse_green_if_proxied)
             wrap(original("socket").socket, method, _refuse_if_proxied)
+    if green.__name__ != "eventlet.green.ssl":
+        for method in ("sendto", "sendmsg"):
+            wrap(original("socket").socket, method, _refuse_if_proxied)
 
 
 def _refuse_green_if_proxied(
     wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    _refuse(instance.fd, args)
+    _refuse(instance.fd, wrapped.__name__, args)
     return wrapped(*args, **kwargs)
 
 
 def _refuse_if_proxied(
     wrapped: Callable[..., Any], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    _refuse(instance, args)
+    _refuse(instance, wrapped.__name__, args)
     return wrapped(*args, **kwargs)
 
 
-def _refuse(sock: socket.socket, args: tuple[Any, ...]) -> None:
-    if goes_through_proxy(sock, args):
+def _refuse(sock: socket.socket, method: str, args: tuple[Any, ...]) -> None:
+    if goes_through_proxy(sock, method, args):
         raise unsupported(
             "eventlet's sockets", "use threads, asyncio or trio with gsssocks, or name the target in no_proxy"
         )

@@ -19,14 +19,14 @@ __all__ = ["cover"]
 
 def cover(gevent_socket: ModuleType) -> None:
     """Covers `gevent._socket3`."""
-    for method in ("connect", "connect_ex"):
+    for method in ("connect", "connect_ex", "sendto", "sendmsg"):
         wrap(gevent_socket.socket, method, _refuse_if_proxied)
 
 
 def _refuse_if_proxied(
     wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    if goes_through_proxy(instance._sock, args):
+    if goes_through_proxy(instance._sock, wrapped.__name__, args):
         raise unsupported(
             "gevent's sockets", "use threads, asyncio or trio with gsssocks, or name the target in no_proxy"
         )

@@ -2,7 +2,8 @@
 all.
 
 `Loop.create_connection` is therefore given a connection that Python has made, in a thread; it is a plain one for
-libuv, by a relay if it is tunnelled. Lookups, which libuv makes by itself as well, are left to `socket`.
+libuv, by a relay if it is tunnelled. Lookups, which libuv makes by itself as well, are left to `socket`. Datagrams
+cannot be had so: an endpoint that is not for direct ones alone is refused.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import functools
 import socket
 from typing import TYPE_CHECKING, Any, Callable
 
-from gsssocks._patch import wrap
+from gsssocks._patch import is_direct, wrap
 from gsssocks._socket import use_raw
+from gsssocks.exceptions import unsupported
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,6 +25,7 @@ __all__ = ["cover"]
 def cover(uvloop: ModuleType) -> None:
     """Covers `uvloop`."""
     wrap(uvloop.Loop, "create_connection", _create_connection)
+    wrap(uvloop.Loop, "create_datagram_endpoint", _create_datagram_endpoint)
     wrap(uvloop.Loop, "getaddrinfo", _getaddrinfo)
     wrap(uvloop.Loop, "getnameinfo", _getnameinfo)
 
@@ -71,3 +74,46 @@ async def _connect_then_create(
     for resolved in ("family", "proto", "flags", "happy_eyeballs_delay", "interleave"):
         options.pop(resolved, None)
     return await create(protocol_factory, sock=sock, **options)
+
+
+def _create_datagram_endpoint(
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return _create_if_direct(wrapped, instance, *args, **kwargs)
+
+
+async def _create_if_direct(
+    create: Callable[..., Any],
+    _loop: Any,
+    protocol_factory: Callable[[], Any],
+    local_addr: tuple[str, int] | None = None,
+    remote_addr: tuple[str, int] | None = None,
+    *,
+    sock: socket.socket | None = None,
+    **options: Any,
+) -> Any:
+    ends = (local_addr, remote_addr) if sock is None else (sock.getsockname(), _peer(sock))
+    if not _is_direct_alone(*ends):
+        raise unsupported(
+            "datagrams of uvloop", "use asyncio's own event loop, or give a remote_addr that no_proxy names"
+        )
+    if sock is not None:
+        options["sock"] = sock
+    return await create(protocol_factory, local_addr=local_addr, remote_addr=remote_addr, **options)
+
+
+def _peer(sock: socket.socket) -> Any:
+    try:
+        return sock.getpeername()
+    except OSError:
+        return None
+
+
+def _is_direct_alone(local: Any, remote: Any) -> bool:
+    """Whether nothing but direct destinations can be reached by way of an endpoint."""
+    if not isinstance(remote or local, tuple):
+        return isinstance(local, str)  # AF_UNIX
+    if remote:
+        return is_direct(*remote[:2])
+    # From the loopback interface, only that is reached; from no address in particular, everything.
+    return str(local[0]).startswith("127.") or local[0] in ("::1", "localhost")
