@@ -28,7 +28,7 @@ from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._references import exchange
 from ._resolver import Placeholders, Resolver
 from ._sendfile import send_file
-from ._socket import adopt, connect_code, in_progress, open_tunnel
+from ._socket import adopt, check_not_connecting, connect_code, in_progress, open_tunnel
 from ._tunnel import attachment_of, tunnel_under
 from .exceptions import refused_by_rule, unsupported
 
@@ -390,7 +390,7 @@ _MAX_DIRECTLY = 1024
 
 
 def _sendto(wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    if not args or _goes_directly(instance, args[-1]):
+    if not args or _goes_directly(instance, args[-1], args[1:-1]):
         return wrapped(*args, **kwargs)
     return DatagramSocket.sendto(_with_datagrams(instance), *args)
 
@@ -398,16 +398,16 @@ def _sendto(wrapped: Callable[..., int], instance: socket.socket, args: tuple[An
 def _sendmsg(
     wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> int:
-    if len(args) < 4 or args[3] is None or _goes_directly(instance, args[3]):
+    if len(args) < 4 or args[3] is None or _goes_directly(instance, args[3], args[2:3]):
         return wrapped(*args, **kwargs)
     return DatagramSocket.sendmsg(_with_datagrams(instance), *args)
 
 
-def _goes_directly(sock: socket.socket, address: Any) -> bool:
-    """Whether what `sock` sends to `address` is left to the kernel.
+def _goes_directly(sock: socket.socket, address: Any, flags: tuple[Any, ...]) -> bool:
+    """Whether what `sock` sends to `address` is left to the kernel; `flags` has the call's flags, if there are any.
 
     Raises:
-        ProxyError: a rule refuses it.
+        ProxyError: a rule refuses it, or it would connect past the proxy.
     """
     known = _directly  # of the rules of now: there may be others when it has been decided
     try:
@@ -416,6 +416,8 @@ def _goes_directly(sock: socket.socket, address: Any) -> bool:
     except TypeError:
         known = set()  # it holds a bytearray, or is no address
     if not _is_udp(sock):
+        if flags and any(flags) and _route(sock, (address,)) is not None:
+            check_not_connecting(*flags)
         return True
     if share_of(sock) is not None:
         return False  # called unbound, past the methods that it has

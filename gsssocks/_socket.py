@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GSSSocket",
     "adopt",
+    "check_not_connecting",
     "connect_code",
     "create_connection",
     "in_progress",
@@ -397,6 +398,7 @@ class GSSSocket(_originals.socket):
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
         attachment = attachments.get(id(self))
         if attachment is None:
+            check_not_connecting(*arguments[:-1])
             return super().sendto(data, *arguments)
         _arguments.check(self.family, "sendto", data, *arguments)
         # A connected TCP socket does not look at the address (send(2)), as with any stream.
@@ -407,6 +409,7 @@ class GSSSocket(_originals.socket):
     ) -> int:
         attachment = attachments.get(id(self))
         if attachment is None:
+            check_not_connecting(flags)
             return super().sendmsg(buffers, ancdata, flags, address)
         buffers = _arguments.listed(buffers)
         control = _arguments.has_control_messages(self.family, buffers, ancdata, flags, address)
@@ -629,6 +632,12 @@ def connect_code(sock: socket.socket, error: OSError) -> int:
     if sock.gettimeout() and isinstance(error, socket.timeout) and isinstance(error, ProxyConnectionError):
         return errno.EAGAIN  # what a plain socket returns when its timeout runs out
     return error.errno or errno.EIO
+
+
+def check_not_connecting(flags: Any = 0, *_: object) -> None:
+    """Raises an error for data that would connect the socket by the kernel, past the proxy (tcp(7))."""
+    if hasattr(flags, "__index__") and operator.index(flags) & _FASTOPEN:
+        raise unsupported("data with MSG_FASTOPEN", "connect first")
 
 
 def _sending(

@@ -402,6 +402,22 @@ class TestOtherSockets:
             assert type(one) is socket.socket
 
     @pytest.mark.usefixtures("everything")
+    @pytest.mark.skipif(not hasattr(socket, "MSG_FASTOPEN"), reason="only Linux connects so")
+    def test_tcp_does_not_connect_by_sending(self, dante_confidentiality: Dante) -> None:
+        flag = socket.MSG_FASTOPEN
+        url = dante_confidentiality.url()
+        with socket.create_server(("127.0.0.1", 0)) as listener, gsssocks.installed(url, no_proxy=[]):
+            address = listener.getsockname()
+            for sock in (socket.socket(), gsssocks.GSSSocket(proxy=url)):
+                for call in (sock.sendto, lambda data, *rest, sock=sock: sock.sendmsg([data], [], *rest)):
+                    with pytest.raises(gsssocks.ProxyError, match="connect first") as raised:
+                        call(b"leaked", flag, address)
+                    assert raised.value.errno == errno.EOPNOTSUPP
+                sock.close()
+            listener.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
     def test_tcp_sends_messages_as_ever(self) -> None:
         one, other = socket.socketpair()
         with one, other:
