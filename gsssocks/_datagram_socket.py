@@ -32,7 +32,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import _arguments, _originals
-from ._endpoint import Destination, Endpoint, Route, Router, Share, join, leave, renew, share_of
+from ._endpoint import Destination, Endpoint, Route, Router, Share, in_family, join, leave, renew, share_of
 from ._socket import GSSSocket, connect_code, kinds, switch
 from ._transport import Arrival, Deadline, byte_view
 from ._tunnel import Tunnel, as_kernel_says, checked_address, destination
@@ -61,7 +61,7 @@ _NUMERIC: Mapping[int, tuple[str, int]] = {socket.AF_INET: ("127.0.0.1", 9), soc
 
 def become_datagram_socket(sock: socket.socket, route: Router) -> None:
     """Makes `sock`, in place, one whose destinations are reached as `route` says."""
-    join(sock, Endpoint(_family(sock), route), _Plain.fileno(sock))
+    join(sock, _Plain.fileno(sock), lambda: Endpoint(_family(sock), route))
     switch(sock, DatagramSocket)
 
 
@@ -84,7 +84,7 @@ class DatagramSocket(GSSSocket):
         if fd < 0:
             return None
         proxies = (self._proxy(),)
-        return join(self, Endpoint(_family(self), lambda _host, _port: Route(proxies, None), proxies), fd)
+        return join(self, fd, lambda: Endpoint(_family(self), lambda _host, _port: Route(proxies, None), proxies))
 
     # Destinations
 
@@ -99,12 +99,13 @@ class DatagramSocket(GSSSocket):
         route = share.endpoint.route(host or _ANY[share.endpoint.family], port)
         if not route.proxies:
             return _directly(share.endpoint, address, route.name)
-        _check_unicast(host)
         if not port:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return Destination(
-            route, destination(self, route.proxies[0], address, route.name), as_kernel_says(self, address)
-        )
+        if host == "<broadcast>":
+            address = ("255.255.255.255", *address[1:])
+        asked = destination(self, route.proxies[0], address, route.name)
+        _check_unicast(asked.host)
+        return Destination(route, asked, as_kernel_says(self, address))
 
     def connect(self, address: Any) -> None:
         share = self._share()
@@ -115,7 +116,7 @@ class DatagramSocket(GSSSocket):
             _Plain.connect(self, to)
             share.endpoint.peer = None
             return None
-        if _is_connected(self):
+        if _is_connected(share):
             renew(share, share.transport.family, share.transport.local[1])
         elif not share.transport.local[1]:
             share.transport.bind()  # a connected socket has a port
@@ -134,9 +135,7 @@ class DatagramSocket(GSSSocket):
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         share = self._share()
-        if share is None:
-            return _Plain.send(self, data, flags)
-        if share.endpoint.peer is None:
+        if share is None or share.endpoint.peer is None:
             return _Plain.send(self, data, flags)  # to a direct peer, or nowhere
         _arguments.check(share.endpoint.family, "send", data, flags)
         return self._send(share, bytes(byte_view(data)), flags, share.endpoint.peer)
@@ -312,21 +311,19 @@ class DatagramSocket(GSSSocket):
 
     def getpeername(self) -> Any:
         share = share_of(self)
-        if share is None or share.endpoint.peer is None:
+        if share is None:
             return _Plain.getpeername(self)
-        _Plain.getsockname(self)  # EBADF where a plain socket would say so
-        return share.endpoint.peer.shown
+        peer = share.endpoint.peer
+        return peer.shown if peer is not None else in_family(share.transport.peer, share.endpoint.family)
 
     def getsockname(self) -> Any:
-        name = _Plain.getsockname(self)
         share = share_of(self)
         if share is None:
-            return name
-        host, port, *rest = name
-        if share.endpoint.family == socket.AF_INET and rest:
-            host, rest = _ANY[socket.AF_INET], []  # a kernel socket for both families is bound to no address
-        if share.endpoint.peer is not None and host in _ANY.values():
-            host = _own_address(share) or host
+            return _Plain.getsockname(self)
+        host, port, *rest = in_family(share.transport.local, share.endpoint.family)
+        if host in _ANY.values():
+            own = _own_address(share) if share.endpoint.peer is not None else None
+            host = own or _ANY[share.endpoint.family]
         return (host, port, *rest)
 
 
@@ -348,9 +345,9 @@ def _deadline(sock: socket.socket, flags: int) -> Deadline:
     return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
 
 
-def _is_connected(sock: socket.socket) -> bool:
+def _is_connected(share: Share) -> bool:
     try:
-        _Plain.getpeername(sock)
+        _ = share.transport.peer
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise
@@ -372,8 +369,6 @@ def _directly(endpoint: Endpoint, address: tuple[Any, ...], name: str | None) ->
 
 
 def _check_unicast(host: str) -> None:
-    if host == "<broadcast>":
-        raise unsupported("broadcasts", "name 255.255.255.255 in no_proxy if they may leave directly")
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:

@@ -33,7 +33,19 @@ if TYPE_CHECKING:
 
     from ._config import Proxy
 
-__all__ = ["Destination", "Endpoint", "Route", "Router", "Share", "endpoint_under", "join", "leave", "share_of"]
+__all__ = [
+    "Destination",
+    "Endpoint",
+    "Route",
+    "Router",
+    "Share",
+    "endpoint_under",
+    "in_family",
+    "join",
+    "leave",
+    "renew",
+    "share_of",
+]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -41,8 +53,8 @@ V = TypeVar("V")
 MAX_CONTACTS = 1024
 """Addresses, and names, that an endpoint remembers to have sent to."""
 MAX_LOOKS = 4096
-"""Datagrams that one call drops before it gives up: more than a kernel buffer of usual size
-holds, so that a program which reads until nothing is left has seen everything."""
+"""Datagrams that one call drops before it gives up: more than a kernel buffer of usual size holds, so that a program
+which reads until nothing is left has seen everything."""
 
 
 class Route(NamedTuple):
@@ -100,7 +112,7 @@ class _Contacts:
         return None if name is None else self._names.get(name)
 
     def _guess(self, sender: Address) -> Address | None:
-        at_port = [name for name in self._names if name.port == sender.port]
+        at_port = [name for name in list(self._names) if name.port == sender.port]
         heard = set(self._known.values())
         candidates = [name for name in at_port if name not in heard] or at_port
         if len(candidates) != 1:
@@ -138,7 +150,7 @@ class Endpoint:
         self.dropped = Dropped()
         self.no_more_reading = False
         self._associations: dict[tuple[Proxy, ...], Association] = {}
-        self._relays: dict[tuple[str, int], tuple[Association, tuple[Any, ...]]] = {}
+        self._relays: dict[tuple[str, int], Association] = {}
         self._contacts = _Contacts()
         self._expected: dict[tuple[str, int], tuple[Any, ...]] = {}
         self._peeked: Arrival | None = None
@@ -191,19 +203,16 @@ class Endpoint:
             return association
 
     def _note_relays(self, share: Share) -> None:
+        # Another kernel socket may have taken the place of the one that the others were noted for.
         family = share.transport.family
-        self._relays = {}
-        for association in self.associations:
-            relay = _in_family(association.relay, family)
-            self._relays[relay[0], relay[1]] = association, relay
+        self._relays = {in_family(each.relay, family)[:2]: each for each in self.associations}
 
     def _check_alive(self, association: Association) -> None:
         if not association.ended:
             return
-        self._associations = {
-            proxies: other for proxies, other in self._associations.items() if other is not association
-        }
-        self._relays = {key: pair for key, pair in self._relays.items() if pair[0] is not association}
+        for proxies, other in list(self._associations.items()):
+            if other is association:
+                self._associations.pop(proxies, None)
         association.close()
         raise association.ending()
 
@@ -222,7 +231,7 @@ class Endpoint:
             self._check_alive(association)
             message = association.protect(data, to.address)
             self._contacts.note(to)
-        relay = _in_family(association.relay, share.transport.family)
+        relay = in_family(association.relay, share.transport.family)
         while not share.transport.send(message, relay):
             if deadline.timeout == 0 or not share.transport.wait_writable(deadline):
                 raise deadline.passed()
@@ -278,17 +287,17 @@ class Endpoint:
         associations = self.associations
         for association in associations:
             self._check_alive(association)
-        controls = [association.control for association in associations]
+        controls = [fd for fd in (association.control for association in associations) if fd >= 0]
         if deadline.timeout == 0 or not share.transport.wait_for_any(controls, deadline):
             raise deadline.passed()
 
     def _accepted(self, share: Share, arrived: Arrival) -> Arrival | None:
-        association, _ = self._relays.get(arrived.sender[:2], (None, None))
+        association = self._relays.get(arrived.sender[:2])
         if association is not None:
             return self._relayed(association, arrived)
         sender = arrived.sender
         if share.transport.family != self.family:
-            sender = _in_family(sender, self.family)
+            sender = in_family(sender, self.family)
         expected = self._expected.get(sender[:2])
         if self.peer is not None or not (expected or self._is_direct(sender)):
             self.dropped.foreign += 1
@@ -307,10 +316,10 @@ class Endpoint:
         else:
             self.dropped.foreign += 1
             return None
-        return arrived._replace(data=datagram.data, sender=shown or _in_family((sender.host, sender.port), self.family))
+        return arrived._replace(data=datagram.data, sender=shown or in_family((sender.host, sender.port), self.family))
 
     def _is_direct(self, sender: tuple[Any, ...]) -> bool:
-        host, port = _in_family(sender, socket.AF_INET)[:2]
+        host, port = in_family(sender, socket.AF_INET)[:2]
         try:
             return not self.route(host, port).proxies
         except OSError:
@@ -328,7 +337,7 @@ def _is_address(address: Address) -> bool:
 _MAPPED = "::ffff:"
 
 
-def _in_family(address: tuple[Any, ...], family: int) -> tuple[Any, ...]:
+def in_family(address: tuple[Any, ...], family: int) -> tuple[Any, ...]:
     """An address as a socket of `family` has it: for IPv6, IPv4 addresses are mapped ones. An IPv6 address stays one
     also where `family` has none."""
     host, port, *rest = address
@@ -362,6 +371,7 @@ _shares: dict[int, Share] = {}
 _endpoints: weakref.WeakSet[Endpoint] = weakref.WeakSet()
 _by_identity: weakref.WeakValueDictionary[tuple[int, int], Endpoint] = weakref.WeakValueDictionary()
 """By the kernel socket's identity, for descriptors that come back in another Python object."""
+_joining = threading.Lock()
 
 
 def share_of(sock: socket.socket) -> Share | None:
@@ -369,13 +379,17 @@ def share_of(sock: socket.socket) -> Share | None:
     return _shares.get(id(sock))
 
 
-def join(sock: socket.socket, endpoint: Endpoint, fd: int) -> Share:
-    """Gives a socket object, whose descriptor is `fd`, its share in an endpoint."""
-    others = list(_sharing(endpoint))
-    family = others[0].transport.family if others else endpoint.family
-    share = _shares[id(sock)] = Share(sock, endpoint, DatagramTransport(fd, family))
-    _note_identity(endpoint, fd)
-    return share
+def join(sock: socket.socket, fd: int, make: Callable[[], Endpoint]) -> Share:
+    """Gives a socket object, whose descriptor is `fd`, its share in an endpoint, unless it has one."""
+    with _joining:
+        share = _shares.get(id(sock))
+        if share is None:
+            endpoint = make()
+            families = [other.transport.family for other in _sharing(endpoint)]
+            transport = DatagramTransport(fd, families[0] if families else endpoint.family)
+            share = _shares[id(sock)] = Share(sock, endpoint, transport)
+            _note_identity(endpoint, fd)
+        return share
 
 
 def leave(sock: socket.socket) -> None:
@@ -457,6 +471,8 @@ def renew(share: Share, family: int, port: int) -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _joining
+    _joining = threading.Lock()
     for endpoint in list(_endpoints):
         endpoint.after_fork_in_child()
 

@@ -110,7 +110,7 @@ def adopt(sock: socket.socket) -> bool:
     endpoint = endpoint_under(fd)
     if endpoint is not None and share_of(sock) is None:
         switch(sock, kinds[socket.SOCK_DGRAM])
-        join(sock, endpoint, fd)
+        join(sock, fd, lambda: endpoint)
         return True
     tunnel = tunnel_under(fd)
     if tunnel is None or id(sock) in attachments:

@@ -155,6 +155,18 @@ class _Kernel:
         self.fd = -1
         self._kernel.detach()
 
+    @property
+    def local(self) -> tuple[Any, ...]:
+        """Its own address. The application's object cannot be asked where the kernel socket is of another family."""
+        name: tuple[Any, ...] = self._kernel.getsockname()
+        return name
+
+    @property
+    def peer(self) -> tuple[Any, ...]:
+        """The address it is connected to."""
+        name: tuple[Any, ...] = self._kernel.getpeername()
+        return name
+
     def wait_readable(self, deadline: Deadline) -> bool:
         """Waits for octets, the end, or an error; False if the time ran out first."""
         return _wait(self.fd, deadline.remaining(), reading=True)
@@ -251,12 +263,6 @@ class DatagramTransport(_Kernel):
 
     def __init__(self, fd: int, family: int) -> None:
         super().__init__(fd, family, socket.SOCK_DGRAM)
-
-    @property
-    def local(self) -> tuple[Any, ...]:
-        """Its own address."""
-        name: tuple[Any, ...] = self._kernel.getsockname()
-        return name
 
     @property
     def takes_ipv4(self) -> bool:

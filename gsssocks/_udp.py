@@ -102,7 +102,10 @@ class Association:
     def ended(self) -> bool:
         """Whether the proxy has closed the control connection, or says there what nobody asked for."""
         attachment = attachments.get(id(self._control))
-        return attachment is None or attachment.transport.wait_readable(Deadline(0))
+        try:
+            return attachment is None or attachment.transport.wait_readable(Deadline(0))
+        except OSError:
+            return True  # another thread has closed it, just now
 
     def ending(self) -> ProxyConnectionError:
         """The error that tells of its end."""
@@ -201,16 +204,16 @@ def _relay(control: socket.socket, tunnel: Tunnel, deadline: Deadline) -> tuple[
     """Where the reply says that the proxy takes datagrams."""
     assert tunnel.bound is not None  # the request was granted
     host, port = tunnel.bound.host, tunnel.bound.port
+    transport = attachments[id(control)].transport
     try:
         if _is_unspecified(host):
-            host = _originals.SocketType.getpeername(control)[0]  # the proxy's own, by which it has been reached
+            host = transport.peer[0]  # the proxy's own, by which it has been reached
         found = call_within(deadline, lambda: _originals.getaddrinfo(host, port, 0, socket.SOCK_DGRAM))
     except socket.timeout:
         raise proxy_timeout(f"looking up its relay {host}", str(tunnel.proxy)) from None
     except OSError as error:
         raise proxy_connection_error(error, f"{tunnel.proxy}, whose relay is {tunnel.bound}") from error
-    reached = attachments[id(control)].transport.family
-    family, *_, address = min(found, key=lambda info: info[0] != reached)
+    family, *_, address = min(found, key=lambda info: info[0] != transport.family)
     return family, address
 
 
