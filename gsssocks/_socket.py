@@ -266,11 +266,17 @@ class GSSSocket(_originals.socket):
         super().__init__(family, type, proto, fileno)
         if chosen is not None:
             _chosen_proxies[self] = chosen
-        methods = kinds.get(self.type)
-        if methods is not None and self.family in _INET and self.proto in (0, socket.IPPROTO_UDP):
-            switch(self, methods)
+        if self.family in _INET and self.type != socket.SOCK_STREAM:
+            self._become_other_kind(owned=fileno is None)
         if fileno is not None:
             adopt(self)
+
+    def _become_other_kind(self, *, owned: bool) -> None:
+        methods = kinds.get(self.type)
+        if methods is None or self.proto not in (0, socket.IPPROTO_UDP):
+            _ = super().close() if owned else super().detach()
+            raise unsupported("packets of this type and protocol", "use a socket without a proxy for them")
+        switch(self, methods)
 
     # PySocks' names
 

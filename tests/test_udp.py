@@ -48,7 +48,7 @@ def echo() -> Iterator[UDPEcho]:
 
 
 def through(dante: Dante, **options: Any) -> Proxy:
-    return Proxy.from_url(dante.url(protection=dante._enctype), **options)
+    return Proxy.from_url(dante.url(), **{"protection": dante._enctype, **options})
 
 
 def udp(proxy: Proxy, family: int = socket.AF_INET) -> GSSSocket:
@@ -235,12 +235,36 @@ class TestFamilies:
             assert sock.recv(100) == b"across"
             assert sock.getsockname() == name
 
+    def test_duplicates_follow_to_a_relay_of_another_family(self, proxy: Proxy, echo: UDPEcho) -> None:
+        with udp(replace(proxy, host="::1", target_name="socks@localhost")) as sock:
+            sock.connect(echo.address)
+            with sock.dup() as duplicate:
+                duplicate.settimeout(PATIENCE_SECONDS)
+                for sender, receiver in ((sock, duplicate), (duplicate, sock)):
+                    sender.send(b"across")
+                    assert receiver.recvfrom(100) == (b"across", echo.address)
+
     def test_address_of_its_own_cannot_be_kept_then(self, proxy: Proxy, echo: UDPEcho) -> None:
         with udp(replace(proxy, host="::1", target_name="socks@localhost")) as sock:
             sock.bind(("127.0.0.1", 0))
             with pytest.raises(OSError, match="another address family") as raised:
                 sock.sendto(b"across", echo.address)
             assert raised.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_bare_association(dante_clear: Dante, echo: UDPEcho) -> None:
+    with udp(through(dante_clear, protection="none")) as sock:
+        sock.sendto(b"open to all", echo.address)
+        assert sock.recvfrom(100) == (b"open to all", echo.address)
+        assert sock.protection == "none"
+
+
+@pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_DGRAM, socket.IPPROTO_ICMP), (socket.SOCK_RAW, 1)])
+def test_what_is_neither_tcp_nor_udp_is_refused(kind: int, protocol: int) -> None:
+    with pytest.raises(OSError) as raised:
+        GSSSocket(socket.AF_INET, kind, protocol)
+    # What a plain socket says to whom the system does not allow it.
+    assert raised.value.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EPROTONOSUPPORT)
 
 
 class TestForgeries:

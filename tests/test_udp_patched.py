@@ -175,6 +175,22 @@ class TestRules:
                     assert sock.recvfrom(100) == (b"hello", target.address)
                     assert proxied(sock, target) == by_proxy
 
+    def test_each_destination_has_its_way_by_a_relay_of_another_family(
+        self, dante_confidentiality: Dante, sock: socket.socket, echo: UDPEcho, bystander: UDPEcho
+    ) -> None:
+        url = f"socks5h://[::1]:{dante_confidentiality.port}?target_name=socks@localhost"
+        with gsssocks.installed(url, no_proxy=[f"127.0.0.1:{bystander.port}"]):
+            for target, by_proxy in ((bystander, False), (echo, True), (bystander, False)):
+                sock.sendto(b"hello", target.address)
+                assert sock.recvfrom(100) == (b"hello", target.address)
+                assert proxied(sock, target) == by_proxy
+            for target in (bystander, echo, bystander):
+                sock.connect(target.address)
+                sock.send(b"hello")
+                assert sock.recvfrom(100) == (b"hello", target.address)
+                assert sock.getpeername() == target.address
+                assert sock.getsockname()[0] in ("127.0.0.1", "0.0.0.0")
+
     def test_from_a_direct_peer_to_a_proxied_one_and_back(
         self, dante_confidentiality: Dante, sock: socket.socket, echo: UDPEcho, bystander: UDPEcho
     ) -> None:
