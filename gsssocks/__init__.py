@@ -4,7 +4,8 @@
 
     gsssocks.install("socks5h://proxy.example.com:1080")
 
-From then on every TCP connection the program makes goes through the proxy. Importing this package changes nothing.
+From then on every TCP connection the program makes goes through the proxy, and every UDP datagram it sends. Importing
+this package changes nothing.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import _arguments, _originals
-from ._endpoint import Destination, Endpoint, Route, Router, Share, in_family, join, leave, renew, share_of
+from ._destinations import Destination, Route, in_family
+from ._endpoint import Endpoint, Share, join, leave, renew, share_of
 from ._socket import GSSSocket, connect_code, kinds, switch
 from ._transport import Arrival, Deadline, byte_view
 from ._tunnel import Tunnel, as_kernel_says, checked_address, destination
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from ._destinations import Router
 
 __all__ = ["DatagramSocket", "become_datagram_socket"]
 

@@ -23,7 +23,8 @@ import wrapt
 from . import _listeners, _originals
 from ._config import Settings
 from ._datagram_socket import DatagramSocket, become_datagram_socket
-from ._endpoint import Route, share_of
+from ._destinations import Route
+from ._endpoint import share_of
 from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._references import exchange
 from ._resolver import Placeholders, Resolver

@@ -30,7 +30,7 @@ FLOORS: dict[str, int] = {
         7: ["_tls", "_resolver", "_listeners", "server"],
         6: ["_sendfile", "_socket", "_datagram_socket"],
         5: ["_udp", "_endpoint", "_bind", "_relay", "_tunnel"],
-        4: ["_stream"],
+        4: ["_stream", "_destinations"],
         3: ["_negotiation", "_arguments"],
         2: ["_record", "_config", "_transport"],
         1: ["_gss", "_security", "_protocol", "_descriptor"],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import gsssocks
-from gsssocks import GSSSocket, Proxy
+from gsssocks import GSSSocket, Proxy, _endpoint
 from gsssocks._datagram_socket import DatagramSocket
 from gsssocks._endpoint import share_of
 from tests.peers.dante import Dante
@@ -291,6 +291,22 @@ class TestForgeries:
         with pytest.raises(BlockingIOError):
             sock.recv(100)
         assert not select.select([sock], [], [], 0)[0]
+
+    def test_flood_of_it_does_not_hold_up_who_does_not_wait(
+        self, sock: GSSSocket, echo: UDPEcho, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_endpoint, "MAX_LOOKS", 3)
+        sock.sendto(b"first", echo.address)
+        sock.recv(100)
+        sock.setblocking(False)
+        stranger = udp_socket()
+        for _ in range(10):
+            stranger.sendto(b"forged", ("127.0.0.1", sock.getsockname()[1]))
+        stranger.close()
+        with pytest.raises(BlockingIOError):
+            sock.recv(100)
+        assert dropped(sock).foreign == 4
+        assert select.select([sock], [], [], 0)[0]
 
 
 class TestControlConnection:

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,24 @@ class TestThroughTheProxy:
         sock.send(b"hello")
         assert sock.recvfrom(100) == (b"hello", echo.address)
         assert proxied(sock, echo)
+
+    @pytest.mark.usefixtures("everything")
+    def test_ipv6(self, echo: UDPEcho) -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(PATIENCE_SECONDS)
+            sock.sendto(b"hello", ("::1", echo.port))
+            assert sock.recvfrom(100) == (b"hello", echo.address6)
+            assert proxied(sock, echo)
+
+    def test_first_datagrams_of_several_threads(self, everything: Dante, sock: socket.socket, echo: UDPEcho) -> None:
+        before = everything.associations()
+        threads = [threading.Thread(target=sock.sendto, args=(b"x", echo.address)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [sock.recv(1) for _ in threads] == [b"x"] * 8
+        assert everything.associations() == before + 1
 
     @pytest.mark.usefixtures("everything")
     def test_unbound_methods(self, sock: socket.socket, echo: UDPEcho) -> None:
@@ -279,6 +298,15 @@ class TestNames:
     def test_placeholder_is_where_the_answer_comes_from(self, sock: socket.socket, echo: UDPEcho) -> None:
         address = looked_up("localhost", echo.port)
         for _ in range(2):
+            sock.sendto(b"hello", address)
+            assert sock.recvfrom(100) == (b"hello", address)
+
+    @pytest.mark.usefixtures("everything")
+    def test_placeholder_of_ipv6(self, echo: UDPEcho) -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(PATIENCE_SECONDS)
+            (*_, address), *_ = socket.getaddrinfo("localhost", echo.port, socket.AF_INET6, socket.SOCK_DGRAM)
+            assert str(address[0]).startswith("100::")
             sock.sendto(b"hello", address)
             assert sock.recvfrom(100) == (b"hello", address)
 
