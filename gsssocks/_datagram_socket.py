@@ -14,11 +14,14 @@ the method of `socket.socket`.
     dup                                            kernel's: it makes a socket of this class, which finds its endpoint
     _real_close __del__                            the associations end with the last socket, then kernel
     sendfile makefile                              kernel's: they are Python, and call send and recv_into
-    bind listen accept setsockopt and the rest     kernel
+    bind listen accept setsockopt and the rest     kernel, by way of `GSSSocket`, which sees to TCP alone
 
 `connect` asks no proxy: there are programs that connect a UDP socket only to learn their own address. The association
 is asked for when the first datagram is sent or awaited, within the socket's timeout; a socket that does not wait waits
 for that all the same, as TCP's does to connect.
+
+What cannot be helped: a thread that waits in the kernel already, by the method of a plain socket, when another sends
+the first datagram that goes through a proxy, is given the answer to that as the relay has sent it.
 """
 
 from __future__ import annotations
