@@ -86,9 +86,9 @@ class Endpoint:
         return list(self._associations.values())
 
     def close(self) -> None:
-        """Ends all associations."""
+        """Ends all associations, when what has been sent has been passed on."""
         for association in self.associations:
-            association.close()
+            association.let_go()
 
     # Associations
 

@@ -14,6 +14,8 @@ import errno
 import ipaddress
 import logging
 import socket
+import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,9 @@ _log = logging.getLogger("gsssocks")
 MAX_DATAGRAM: Mapping[int, int] = {socket.AF_INET: 65_507, socket.AF_INET6: 65_527}
 """Octets that fit one datagram: the header of UDP has sixteen bits for a length, and that of IPv4, too."""
 _HEADER = 4  # ver, mtyp, len (RFC 1961, section 3.4)
+LINGER = 1.0
+"""Seconds for which an association outlives its last datagram, if nothing has been received since: a proxy that notices
+the end of the control connection first, as Dante does, would not pass that datagram on any more."""
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Association:
         self.family = family
         self._control = control
         self._dropped = dropped
+        self._sent_at: float | None = None
         records = tunnel.stream.records
         self._bare = records.level == ProtectionLevel.NONE
         self._room = MAX_DATAGRAM[family]
@@ -92,6 +98,24 @@ class Association:
         """Ends it: the proxy notices that the control connection is closed."""
         detach(self._control)
         self._control.close()
+
+    def let_go(self) -> None:
+        """Ends it as soon as what has been sent last has been passed on."""
+        left = 0.0 if self._sent_at is None else self._sent_at + LINGER - time.monotonic()
+        if left <= 0:
+            return self.close()
+
+        def finish() -> None:
+            time.sleep(left)
+            self.close()
+
+        try:
+            if sys.is_finalizing():
+                return finish()
+            # Not a daemon: the interpreter's end must not cut off what the application has handed over.
+            _originals.Thread(target=finish, name="gsssocks-linger").start()
+        except RuntimeError:
+            finish()  # the interpreter is ending already, and starts no more threads
 
     @property
     def control(self) -> int:
@@ -130,6 +154,7 @@ class Association:
             raise too_long(len(data), self.largest(destination))
         message = self.tunnel.stream.records.protect(octets)
         self.tunnel.stream.octets_sent += len(data)
+        self._sent_at = time.monotonic()
         return message
 
     def unprotect(self, message: bytes) -> Datagram | None:
@@ -148,6 +173,7 @@ class Association:
     def _unprotected(self, message: bytes) -> Datagram | None:
         context, records = self.tunnel.context, self.tunnel.stream.records
         if self._bare or context is None:
+            self._sent_at = None
             return Datagram.decode(message)
         if message[:2] != _ENCAPSULATED or len(message) < _HEADER or TokenMessage.length(message) != len(message):
             raise ProtocolError(errno.EPROTO, "it is not one message of RFC 1961, section 5")
@@ -159,6 +185,7 @@ class Association:
             self._dropped.unprotected += 1
             return None
         datagram = Datagram.decode(unwrapped.data)
+        self._sent_at = None
         records.tokens_received += 1
         records.octets_received += len(datagram.data)
         return datagram
@@ -204,6 +231,8 @@ def _relay(control: socket.socket, tunnel: Tunnel, deadline: Deadline) -> tuple[
     """Where the reply says that the proxy takes datagrams."""
     assert tunnel.bound is not None  # the request was granted
     host, port = tunnel.bound.host, tunnel.bound.port
+    if not port:
+        raise ProtocolError(errno.EPROTO, f"the proxy {tunnel.proxy} granted an association and named no relay for it")
     transport = attachments[id(control)].transport
     try:
         if _is_unspecified(host):

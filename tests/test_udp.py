@@ -6,8 +6,11 @@ import errno
 import os
 import select
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -377,6 +380,35 @@ class TestControlConnection:
             assert duplicate.recv(1) == b"y"
             duplicate.close()
             assert cutter.ended_by_client()
+
+    def test_last_datagram_of_a_socket_that_is_closed_arrives(self, proxy: Proxy) -> None:
+        target = udp_socket()
+        target.settimeout(PATIENCE_SECONDS)
+        for number in range(5):
+            with udp(proxy) as sock:
+                sock.sendto(b"%d" % number, target.getsockname())
+            assert target.recv(10) == b"%d" % number
+        target.close()
+
+    @pytest.mark.parametrize("ending", ["", "sock.close()", "del sock", "sys.exit()"])
+    def test_last_datagram_of_a_program_arrives(self, realm: Realm, proxy: Proxy, ending: str) -> None:
+        target = udp_socket()
+        target.settimeout(PATIENCE_SECONDS)
+        program = f"""
+import socket, sys, gsssocks
+sock = gsssocks.GSSSocket(socket.AF_INET, socket.SOCK_DGRAM, proxy={proxy.url!r})
+sock.sendto(b"last words", {target.getsockname()!r})
+{ending}
+"""
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            timeout=PATIENCE_SECONDS,
+            env={**os.environ, **realm.env},
+            cwd=Path(__file__).parents[1],
+        )
+        assert target.recv(100) == b"last words"
+        target.close()
 
     def test_ends_with_a_forgotten_socket(self, dante_integrity: Dante, echo: UDPEcho) -> None:
         with Cutter(dante_integrity) as cutter:

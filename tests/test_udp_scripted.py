@@ -289,6 +289,19 @@ class TestRefusals:
                 with pytest.raises(error):
                     sock.sendto(b"hello", (TARGET.host, TARGET.port))
 
+    def test_relay_without_a_port(self) -> None:
+        def grant(client: Conversation) -> None:
+            client.choose_method()
+            client.establish_context()
+            client.grant_level()
+            client.hear_request()
+            client.reply(0, "127.0.0.1", 0)
+
+        with Relay() as relay, ScriptedProxy(grant) as proxy:
+            relay.sock.set_proxy(2, proxy.host, proxy.port)
+            with pytest.raises(gsssocks.ProtocolError, match="named no relay"):
+                relay.sock.sendto(b"hello", (TARGET.host, TARGET.port))
+
     def test_timeout_covers_the_association(self) -> None:
         with Relay() as relay, ScriptedProxy(lambda client: client.stay_silent()) as silent:
             relay.sock.set_proxy(2, silent.host, silent.port)
