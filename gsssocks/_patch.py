@@ -474,7 +474,9 @@ def _route(sock: socket.socket, args: tuple[Any, ...]) -> Route | None:
 
 
 def _is_udp(sock: socket.socket) -> bool:
-    return _type(sock) == socket.SOCK_DGRAM and _family(sock) in _INET and _protocol(sock) in (0, socket.IPPROTO_UDP)
+    """Whether it is a UDP socket, and open: the kernel says what there is to say of a closed one."""
+    udp = _type(sock) == socket.SOCK_DGRAM and _family(sock) in _INET and _protocol(sock) in (0, socket.IPPROTO_UDP)
+    return udp and _originals.SocketType.fileno(sock) >= 0
 
 
 def _decided(settings: Settings, host: str, port: int) -> Route:

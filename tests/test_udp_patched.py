@@ -436,6 +436,19 @@ class TestFailures:
 
 class TestOtherSockets:
     @pytest.mark.usefixtures("everything")
+    def test_closed(self, sock: socket.socket, echo: UDPEcho) -> None:
+        sock.close()
+        for call in (
+            lambda: sock.sendto(b"x", echo.address),
+            lambda: sock.sendmsg([b"x"], [], 0, echo.address),
+            lambda: sock.connect(echo.address),
+        ):
+            with pytest.raises(OSError) as raised:
+                call()
+            assert raised.value.errno == errno.EBADF
+        assert sock.connect_ex(echo.address) == errno.EBADF
+
+    @pytest.mark.usefixtures("everything")
     def test_unix_datagrams_are_left_alone(self) -> None:
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with one, other:
