@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
+import gsssocks
 from gsssocks import GSSSocket
 from tests.peers.beside import Index, Outcome, every, in_pieces, method, numbers, outcome, rectangle
 from tests.peers.datagrams import UDPEcho
@@ -227,7 +228,7 @@ def test_sending_to_the_peer(both: Both, call: Call, situation: str) -> None:
     both.same(call)
 
 
-@every(
+ARGUMENTS = every(
     sendto_without_address=method("sendto", DATA),
     sendto_text=method("sendto", "hello", NOWHERE),
     sendto_with_flags=method("sendto", DATA, 0, NOWHERE),
@@ -262,6 +263,9 @@ def test_sending_to_the_peer(both: Both, call: Call, situation: str) -> None:
     as_a_context=lambda sock: sock.__enter__() is sock,
     family=lambda sock: (sock.family, sock.type, sock.proto),
 )
+
+
+@ARGUMENTS
 @pytest.mark.parametrize("situation", ["unconnected", "connected", "closed"])
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_arguments_and_answers(both: Both, call: Call, situation: str) -> None:
@@ -270,6 +274,24 @@ def test_arguments_and_answers(both: Both, call: Call, situation: str) -> None:
     if situation == "closed":
         both.each(socket.socket.close)
     both.same(call)
+
+
+@ARGUMENTS
+@pytest.mark.parametrize("situation", ["unconnected", "closed"])
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_arguments_and_answers_of_a_patched_socket(
+    realm: Realm, dante_confidentiality: Dante, call: Call, situation: str
+) -> None:
+    def judged() -> Outcome:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0)
+            if situation == "closed":
+                sock.close()
+            return outcome(lambda: call(sock))
+
+    plain = judged()
+    with realm.activate(), gsssocks.installed(dante_confidentiality.url(), no_proxy=[]):
+        assert judged() == plain
 
 
 @pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
