@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import gsssocks
 from gsssocks import GSSSocket, Proxy, _endpoint
 from gsssocks._datagram_socket import DatagramSocket
 from gsssocks._endpoint import share_of
+from gsssocks.server import ProxyServer
 from tests.peers.dante import Dante
 from tests.peers.datagrams import UDPEcho, udp_socket
 from tests.peers.host import PATIENCE_SECONDS, Host
@@ -260,6 +262,18 @@ def test_bare_association(dante_clear: Dante, echo: UDPEcho) -> None:
         sock.sendto(b"open to all", echo.address)
         assert sock.recvfrom(100) == (b"open to all", echo.address)
         assert sock.protection == "none"
+
+
+@pytest.mark.parametrize("mechanism", ["krb5", "spnego"])
+@pytest.mark.parametrize("protection", ["integrity", "confidentiality", "selective"])
+def test_through_our_own_proxy(realm: Realm, echo: UDPEcho, protection: str, mechanism: str) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(ProxyServer("localhost", keytab=realm.keytab))
+        sock = stack.enter_context(udp(Proxy("localhost", server.port, protection=protection, mechanism=mechanism)))
+        for size in (0, 1, 1400, 60000):
+            sock.sendto(octets(size), echo.address)
+            assert sock.recvfrom(65535) == (octets(size), echo.address)
+        assert sock.protection == protection
 
 
 @pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_DGRAM, socket.IPPROTO_ICMP), (socket.SOCK_RAW, 1)])
