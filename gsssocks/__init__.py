@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._config import Bypass, Proxy, Rules
+from ._create_connection import create_connection
 from ._datagram_socket import DatagramSocket as _DatagramSocket  # noqa: F401  # what a GSSSocket for UDP becomes
-from ._socket import GSSSocket, create_connection
+from ._socket import GSSSocket
 from ._tunnel import TunnelInfo
 from .exceptions import (
     AuthenticationError,

@@ -27,11 +27,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _descriptor, _originals
+from ._connecting import establish_in_place
 from ._log import log
 from ._protocol import Address, Command, ReceiveBuffer, Reply
 from ._stream import ProtectedStream
 from ._transport import Deadline, Transport, would_block
-from ._tunnel import Tunnel, attach, attachment_of, attachments, detach, establish_in_place, remember
+from ._tunnel import Tunnel, attach, attachment_of, attachments, detach, remember
 from .exceptions import ProtocolError, ProxyError, reply_error, truncated
 
 if TYPE_CHECKING:

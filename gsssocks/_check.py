@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from . import _originals
 from ._config import Settings
 from ._config.proxy import without_password
+from ._connecting import initiator
+from ._create_connection import create_connection
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Method, Request
-from ._socket import create_connection
 from ._transport import Deadline, Transport, call_within
-from ._tunnel import initiator
 from .exceptions import AuthenticationError, LevelRefusedError
 
 if TYPE_CHECKING:

@@ -35,11 +35,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import _arguments, _originals
+from ._connecting import as_kernel_says, checked_address, destination
 from ._destinations import Destination, Route, in_family
 from ._endpoint import Endpoint, Share, join, leave, renew, share_of
 from ._socket import GSSSocket, connect_code, kinds, switch
 from ._transport import Arrival, Deadline, byte_view
-from ._tunnel import Tunnel, as_kernel_says, checked_address, destination
 from ._udp import Dropped
 from .exceptions import unsupported
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from ._destinations import Router
+    from ._tunnel import Tunnel
 
 __all__ = ["DatagramSocket", "become_datagram_socket"]
 

@@ -39,7 +39,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from . import _arguments, _bind, _originals
 from ._config import Proxy
+from ._connecting import checked_address, establish_in_place, tunnel_for
 from ._endpoint import endpoint_under, join, share_of
+from ._flags import receive_with_flags, sending
 from ._relay import relay
 from ._transport import Deadline, Transport, byte_view
 from ._tunnel import (
@@ -48,22 +50,18 @@ from ._tunnel import (
     TunnelInfo,
     attach,
     attachments,
-    checked_address,
     detach,
-    establish_in_place,
     remember,
     share_descriptor,
-    tunnel_for,
     tunnel_under,
 )
-from .exceptions import ProxyConnectionError, ProxyError, ReplyError, unsupported
+from .exceptions import ProxyConnectionError, ProxyError, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from ._stream import ProtectedStream
     from ._udp import Dropped
 
 __all__ = [
@@ -71,7 +69,6 @@ __all__ = [
     "adopt",
     "check_not_connecting",
     "connect_code",
-    "create_connection",
     "in_progress",
     "kinds",
     "may_listen",
@@ -391,7 +388,7 @@ class GSSSocket(_originals.socket):
             return super().send(data, flags)
         with byte_view(data) as view:
             stream = attachment.tunnel.stream
-            return stream.send(*_sending(self, attachment, view, flags), more=bool(operator.index(flags) & _MORE))
+            return stream.send(*sending(self, attachment, view, flags), more=bool(operator.index(flags) & _MORE))
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         attachment = attachments.get(id(self))
@@ -399,7 +396,7 @@ class GSSSocket(_originals.socket):
             return super().sendall(data, flags)
         with byte_view(data) as view:
             stream = attachment.tunnel.stream
-            stream.send_all(*_sending(self, attachment, view, flags), more=bool(operator.index(flags) & _MORE))
+            stream.send_all(*sending(self, attachment, view, flags), more=bool(operator.index(flags) & _MORE))
 
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
         attachment = attachments.get(id(self))
@@ -448,7 +445,7 @@ class GSSSocket(_originals.socket):
             return super().recv(bufsize, flags)
         wanted = _arguments.size(self.family, "recv", bufsize, flags)
         if flags:
-            return _receive_with_flags(self, attachment, wanted, flags)
+            return receive_with_flags(self, attachment, wanted, flags)
         return attachment.tunnel.stream.receive(attachment.transport, wanted, Deadline(self.gettimeout()))
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
@@ -459,7 +456,7 @@ class GSSSocket(_originals.socket):
             if not flags:
                 stream = attachment.tunnel.stream
                 return stream.receive_into(attachment.transport, target, Deadline(self.gettimeout()))
-            octets = _receive_with_flags(self, attachment, len(target), flags)
+            octets = receive_with_flags(self, attachment, len(target), flags)
             target[: len(octets)] = octets
             return len(octets)
 
@@ -644,131 +641,3 @@ def check_not_connecting(flags: Any = 0, *_: object) -> None:
     """Raises an error for data that would connect the socket by the kernel, past the proxy (tcp(7))."""
     if hasattr(flags, "__index__") and operator.index(flags) & _FASTOPEN:
         raise unsupported("data with MSG_FASTOPEN", "connect first")
-
-
-def _sending(
-    sock: socket.socket, attachment: Attachment, view: memoryview, flags: int
-) -> tuple[Transport, memoryview, Deadline]:
-    if flags:
-        _arguments.check(sock.family, "send", b"", flags)
-        flags = operator.index(flags)
-        if flags & socket.MSG_OOB:
-            raise OSError(errno.EOPNOTSUPP, "SOCKS cannot carry urgent data")
-        if flags & _FASTOPEN:
-            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-    if attachment.tls:
-        # ssl.SSLSocket falls through to its base class once shutdown() has dropped the TLS object: that would be
-        # plaintext.
-        raise BrokenPipeError(errno.EPIPE, "TLS has ended on this socket without unwrap(); nothing more can be sent")
-    return attachment.transport, view, _deadline(sock, flags)
-
-
-def _receive_with_flags(sock: socket.socket, attachment: Attachment, size: int, flags: int) -> bytes:
-    """recv(2) with flags. Those that mean nothing to TCP are passed over, as Linux does."""
-    flags = operator.index(flags)
-    if flags & socket.MSG_OOB:
-        return _receive_urgent(sock, attachment, size)
-    if flags & _ERRQUEUE:
-        return _originals.SocketType.recv(sock, size, flags)  # not of the stream: the kernel's own notes
-    stream, transport, deadline = attachment.tunnel.stream, attachment.transport, _deadline(sock, flags)
-    if flags & socket.MSG_WAITALL and not flags & _PEEK:
-        return _receive_all(stream, transport, size, deadline)
-    return stream.receive(transport, size, deadline, peek=bool(flags & _PEEK))
-
-
-def _deadline(sock: socket.socket, flags: int) -> Deadline:
-    timeout = sock.gettimeout()
-    # A socket with a timeout waits before it calls the kernel: MSG_DONTWAIT changes nothing then (socketmodule.c).
-    return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
-
-
-def _receive_urgent(sock: socket.socket, attachment: Attachment, size: int) -> bytes:
-    """There is no urgent data, and never will be; a socket with a timeout waits before it says so (socketmodule.c)."""
-    if not size:
-        return b""
-    deadline = Deadline(sock.gettimeout())
-    if deadline.timeout and not attachment.transport.is_broken():
-        try:
-            attachment.tunnel.stream.receive(attachment.transport, 1, deadline, peek=True)
-        except socket.timeout:
-            raise
-        except OSError:
-            pass  # readable all the same
-    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-
-def _receive_all(stream: ProtectedStream, transport: Transport, size: int, deadline: Deadline) -> bytes:
-    """MSG_WAITALL: `size` octets, fewer only if the stream ends or fails after some (recv(2)).
-
-    A socket with a timeout does not wait for more than the first ones (socketmodule.c).
-    """
-    octets = bytearray(stream.receive(transport, size, deadline))
-    rest = Deadline(None if deadline.timeout is None else 0)
-    while octets and len(octets) < size and not transport.is_broken():
-        try:
-            part = stream.receive(transport, size - len(octets), rest)
-        except OSError:
-            break  # it will be said next time
-        if not part:
-            break
-        octets += part
-    return bytes(octets)
-
-
-_DEFAULT_TIMEOUT: Any = object()
-
-
-def create_connection(
-    address: tuple[str, int],
-    timeout: float | None = _DEFAULT_TIMEOUT,
-    source_address: tuple[str, int] | None = None,
-    *,
-    proxy: Proxy | str | None = None,
-    socket_options: Iterable[tuple[int, int, int | bytes]] = (),
-) -> GSSSocket:
-    """A socket connected to `address` through a proxy; `socket.create_connection` with a proxy.
-
-    Args:
-        address: host (a name goes to the proxy unresolved, unless `proxy.remote_dns` is False) and port.
-        timeout: seconds for this and each later operation; None never ends; absent is `socket.getdefaulttimeout()`.
-        source_address: local host and port to bind to, on the way to the proxy.
-        proxy: a `Proxy`, a URL, or None for the one the environment names.
-        socket_options: arguments of `setsockopt`, applied before connecting (as with PySocks and urllib3).
-
-    Raises:
-        OSError: `ProxyError` and its subclasses for what the proxy is the cause of.
-    """
-    chosen = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
-    failure: OSError | None = None
-    for candidate in _candidates(address, chosen):
-        # As many families as there are addresses: the kernel socket's own family is the proxy's.
-        sock = GSSSocket(socket.AF_INET6 if len(candidate) > 2 else socket.AF_INET, socket.SOCK_STREAM, proxy=chosen)
-        try:
-            if timeout is not _DEFAULT_TIMEOUT:
-                sock.settimeout(timeout)
-            for option in socket_options:
-                sock.setsockopt(*option)
-            if source_address:
-                sock.bind(source_address)
-            sock.connect(candidate)
-        except ReplyError as error:
-            # Another address of the target may be reached; nothing else that went wrong would go right with one.
-            failure = error
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    try:
-        raise failure or OSError(errno.EHOSTUNREACH, f"{address[0]} has no address")
-    finally:
-        failure = None  # or the exception would keep itself alive by way of this frame
-
-
-def _candidates(address: tuple[str, int], proxy: Proxy) -> list[tuple[Any, ...]]:
-    """The addresses to try: the name itself where the proxy resolves it, else what it resolves to here."""
-    if proxy.remote_dns:
-        return [address]
-    host, port = address
-    return [info[4] for info in _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM)]

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import _originals
+from ._connecting import establish
 from ._protocol import Address, Command, Datagram, MessageType, ProtectionLevel, TokenMessage
 from ._transport import Deadline, Transport, call_within
-from ._tunnel import Tunnel, attach, attachments, detach, establish
+from ._tunnel import Tunnel, attach, attachments, detach
 from .exceptions import (
     ProtectionError,
     ProtocolError,

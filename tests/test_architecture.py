@@ -24,12 +24,14 @@ ASIDE = "testing"
 FLOORS: dict[str, int] = {
     name: floor
     for floor, names in {
-        10: ["", "cli", "__main__", "_inject", "_injection"],
-        9: ["adapters", "_startup"],
-        8: ["_patch", "_check"],
-        7: ["_tls", "_resolver", "_listeners", "server"],
-        6: ["_sendfile", "_socket", "_datagram_socket"],
-        5: ["_udp", "_endpoint", "_bind", "_relay", "_tunnel"],
+        12: ["", "cli", "__main__", "_inject", "_injection"],
+        11: ["adapters", "_startup"],
+        10: ["_patch", "_check"],
+        9: ["_create_connection", "_tls", "_resolver", "_listeners", "server"],
+        8: ["_sendfile", "_socket", "_datagram_socket"],
+        7: ["_udp", "_endpoint", "_bind"],
+        6: ["_connecting", "_flags", "_relay"],
+        5: ["_tunnel"],
         4: ["_stream", "_destinations"],
         3: ["_negotiation", "_arguments"],
         2: ["_record", "_config", "_transport"],
@@ -44,10 +46,8 @@ NEIGHBOURS = {
     ("cli", ""),
     ("cli", "_injection"),
     ("_inject", "_startup"),
-    ("_udp", "_tunnel"),
     ("_endpoint", "_udp"),
     ("_datagram_socket", "_socket"),
-    ("_bind", "_tunnel"),
     ("adapters", "adapters"),
 }
 

@@ -24,7 +24,8 @@ from urllib3.poolmanager import PoolManager
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve_ssl_version
 
 from gsssocks._config import Proxy
-from gsssocks._socket import GSSSocket, create_connection, use_raw
+from gsssocks._create_connection import create_connection
+from gsssocks._socket import GSSSocket, use_raw
 from gsssocks._tls import carry
 from gsssocks.exceptions import ProxyError, ReplyError
 
