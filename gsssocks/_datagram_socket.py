@@ -38,7 +38,8 @@ from . import _arguments, _originals
 from ._connecting import as_kernel_says, checked_address, destination
 from ._destinations import Destination, Route, in_family
 from ._endpoint import Endpoint, Share, join, leave, renew, share_of
-from ._socket import GSSSocket, connect_code, kinds, switch
+from ._socket import GSSSocket, connect_code
+from ._switching import kinds, switch
 from ._transport import Arrival, Deadline, byte_view
 from ._udp import Dropped
 from .exceptions import unsupported
@@ -69,7 +70,7 @@ _NUMERIC: Mapping[int, tuple[str, int]] = {socket.AF_INET: ("127.0.0.1", 9), soc
 def become_datagram_socket(sock: socket.socket, route: Router) -> None:
     """Makes `sock`, in place, one whose destinations are reached as `route` says."""
     join(sock, _Plain.fileno(sock), lambda: Endpoint(_family(sock), route))
-    switch(sock, DatagramSocket)
+    switch(sock, socket.SOCK_DGRAM)
 
 
 class DatagramSocket(GSSSocket):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Callable
 from . import _arguments
 from ._bind import UNSPECIFIED, asked_address, remember_address
 from ._config import Bypass, Decision
-from ._socket import GSSSocket, may_listen, open_listener
+from ._socket import GSSSocket
+from ._switching import may_listen, open_listener
 
 if TYPE_CHECKING:
     import socket

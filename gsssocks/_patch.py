@@ -29,7 +29,8 @@ from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._references import exchange
 from ._resolver import Placeholders, Resolver
 from ._sendfile import send_file
-from ._socket import adopt, check_not_connecting, connect_code, in_progress, open_tunnel
+from ._socket import check_not_connecting, connect_code, in_progress
+from ._switching import adopt, open_tunnel
 from ._tunnel import attachment_of, tunnel_under
 from .exceptions import refused_by_rule, unsupported
 

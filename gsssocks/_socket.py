@@ -1,11 +1,6 @@
-"""`GSSSocket`: the method table of a tunnelled socket, and how a socket becomes one.
+"""`GSSSocket`: the method table of a tunnelled socket.
 
-A socket becomes a tunnelled one in place: same object, same descriptor; its class is switched to a subclass of what
-it was (`open_tunnel`). So whoever holds a reference to it notices nothing, and sockets that are not proxied pay
-nothing.
-
-The table. "Tunnel" means user data in `_stream`, never the kernel's octets; "kernel" means the method of
-`socket.socket`.
+"Tunnel" means user data in `_stream`, never the kernel's octets; "kernel" means the method of `socket.socket`.
 
     send sendall sendto sendmsg                    tunnel
     recv recv_into recvfrom recvfrom_into          tunnel
@@ -39,10 +34,21 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from . import _arguments, _bind, _originals
 from ._config import Proxy
-from ._connecting import checked_address, establish_in_place, tunnel_for
-from ._endpoint import endpoint_under, join, share_of
 from ._flags import receive_with_flags, sending
 from ._relay import relay
+from ._switching import (
+    accepted_elsewhere,
+    adopt,
+    check_connectable,
+    is_connected,
+    kinds,
+    make_plain,
+    may_listen,
+    open_listener,
+    open_tunnel,
+    relayed,
+    switch,
+)
 from ._transport import Deadline, Transport, byte_view
 from ._tunnel import (
     Attachment,
@@ -51,14 +57,12 @@ from ._tunnel import (
     attach,
     attachments,
     detach,
-    remember,
     share_descriptor,
-    tunnel_under,
 )
-from .exceptions import ProxyConnectionError, ProxyError, unsupported
+from .exceptions import ProxyConnectionError, unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -66,17 +70,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GSSSocket",
-    "adopt",
     "check_not_connecting",
     "connect_code",
     "in_progress",
-    "kinds",
-    "may_listen",
-    "open_listener",
-    "open_tunnel",
-    "switch",
-    "tunnelled_class",
-    "use_raw",
 ]
 
 _INET = (socket.AF_INET, socket.AF_INET6)
@@ -88,153 +84,6 @@ _MORE = int(getattr(socket, "MSG_MORE", 0))
 _FASTOPEN = int(getattr(socket, "MSG_FASTOPEN", 0))
 _ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
 _ACCEPTCONN: int | None = getattr(socket, "SO_ACCEPTCONN", None)
-
-
-_relayed: weakref.WeakKeyDictionary[GSSSocket, Tunnel] = weakref.WeakKeyDictionary()
-"""The tunnels behind sockets that have been given a plain connection."""
-_used_raw: dict[int, weakref.ref[socket.socket]] = {}
-"""Sockets, not tunnelled yet, whose descriptor foreign code uses."""
-_switched_classes: weakref.WeakKeyDictionary[type, dict[type, type]] = weakref.WeakKeyDictionary()
-"""By what they are subclasses of, and whose methods they have."""
-kinds: dict[int, type[GSSSocket]] = {}
-"""Whose methods other types of socket have than `SOCK_STREAM`; that class's module puts it here."""
-
-
-def adopt(sock: socket.socket) -> bool:
-    """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to; False if it
-    belongs to none."""
-    fd = _originals.SocketType.fileno(sock)
-    endpoint = endpoint_under(fd)
-    if endpoint is not None and share_of(sock) is None:
-        switch(sock, kinds[socket.SOCK_DGRAM])
-        join(sock, fd, lambda: endpoint)
-        return True
-    tunnel = tunnel_under(fd)
-    if tunnel is None or id(sock) in attachments:
-        return False
-    switch(sock)
-    attach(sock, tunnel, Transport(fd, sock.family))
-    return True
-
-
-def switch(sock: socket.socket, methods: type[GSSSocket] | None = None) -> None:
-    """Gives a socket object, in place, the methods of a class; None is `GSSSocket`."""
-    methods = methods or GSSSocket
-    if not isinstance(sock, methods):
-        sock.__class__ = tunnelled_class(type(sock), methods)
-
-
-def tunnelled_class(base: type, methods: type[GSSSocket] | None = None) -> type:
-    """The subclass of `base` whose socket methods are ours: they stand just above `socket.socket` in the resolution
-    order, so a subclass that overrides recv() and calls super().recv() meets them next."""
-    methods = methods or GSSSocket
-    switched = _switched_classes.setdefault(base, {}).get(methods)
-    if switched is None:
-        namespace = {
-            "__slots__": (),
-            "__module__": base.__module__,
-            "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__,
-        }
-        bases = (methods,) if issubclass(methods, base) else (base, methods)
-        switched = type(base)(base.__name__, bases, namespace)
-        _switched_classes[base][methods] = switched
-    return switched
-
-
-def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, name: str | None = None) -> None:
-    """Connects `sock` to `address` through the first of `proxies` that answers, in place: same object, same descriptor;
-    its class becomes a subclass of it.
-
-    Args:
-        name: what to ask the proxy for instead, where the address is a placeholder for it.
-
-    Raises:
-        OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
-            The socket is as it was then and may be connected again.
-    """
-    tunnel = tunnel_for(sock, proxies, _check_connectable(sock, address), name)
-    was = type(sock)
-    local = _originals.SocketType.getsockname(sock)
-    bound = local if local[1] else None
-    tunnel.kernel_name_shown = bound is not None
-    with tunnel.stream.negotiating():
-        switch(sock)
-        try:
-            establish_in_place(sock, tunnel, bound=bound)
-        except BaseException:
-            sock.__class__ = was
-            raise
-    remember(tunnel, _originals.SocketType.fileno(sock))
-    if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
-        _make_plain(sock)
-
-
-def open_listener(sock: socket.socket, proxies: Sequence[Proxy]) -> None:
-    """Has the first of `proxies` that answers listen for `sock`, in place, as with `open_tunnel`."""
-    was = type(sock)
-    switch(sock)
-    try:
-        _bind.listen(sock, proxies)
-    except BaseException:
-        sock.__class__ = was
-        raise
-
-
-def _check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
-    checked = checked_address(sock, address)
-    if _is_connected(sock) or _is_listening(sock):
-        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-    return checked
-
-
-def _is_listening(sock: socket.socket) -> bool:
-    return _ACCEPTCONN is not None and bool(_originals.SocketType.getsockopt(sock, socket.SOL_SOCKET, _ACCEPTCONN))
-
-
-def may_listen(sock: socket.socket) -> bool:
-    """Whether it is a TCP socket that neither is connected nor listens in the kernel."""
-    tcp = sock.family in _INET and sock.type == socket.SOCK_STREAM
-    return tcp and not _is_connected(sock) and not _is_listening(sock)
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        _originals.SocketType.getpeername(sock)
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
-        return False
-    return True
-
-
-def use_raw(sock: socket.socket) -> None:
-    """To be told before foreign code reads and writes the descriptor of `sock` itself: it will find a plain connection.
-
-    A tunnelled socket is given one now, by a relay; another when it becomes one. Same object, same descriptor.
-    """
-    if id(sock) in attachments:
-        _make_plain(sock)
-        return
-    key = id(sock)
-    _used_raw[key] = weakref.ref(sock, lambda _: _used_raw.pop(key, None))
-
-
-def _make_plain(sock: socket.socket) -> None:
-    """Gives a tunnelled socket a plain connection that carries the same data; `getpeername` answers as before."""
-    attachment = attachments[id(sock)]
-    if isinstance(attachment.tunnel, _bind.Listener):
-        raise _accepted_elsewhere()
-    relay(attachment.transport.fd, sock.family, attachment.tunnel.stream)
-    detach(sock)
-    _relayed[cast("GSSSocket", sock)] = attachment.tunnel
-
-
-def _accepted_elsewhere() -> ProxyError:
-    return unsupported(
-        "connections that other code accepts by the bare descriptor of a listening socket",
-        "accept them by the socket's own method, then wrap or detach the connection",
-    )
 
 
 class GSSSocket(_originals.socket):
@@ -269,11 +118,10 @@ class GSSSocket(_originals.socket):
             adopt(self)
 
     def _become_other_kind(self, *, owned: bool) -> None:
-        methods = kinds.get(self.type)
-        if methods is None or self.proto not in (0, socket.IPPROTO_UDP):
+        if self.type not in kinds or self.proto not in (0, socket.IPPROTO_UDP):
             _ = super().close() if owned else super().detach()
             raise unsupported("packets of this type and protocol", "use a socket without a proxy for them")
-        switch(self, methods)
+        switch(self, self.type)
 
     # PySocks' names
 
@@ -330,7 +178,7 @@ class GSSSocket(_originals.socket):
             raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
         if self._tunnel() is not None:
             return _originals.SocketType.connect(self, address)  # the kernel says what is wrong with that
-        _check_connectable(self, address)
+        check_connectable(self, address)
         open_tunnel(self, [self._proxy()], address)
         if self.gettimeout() == 0:
             raise in_progress()
@@ -529,7 +377,7 @@ class GSSSocket(_originals.socket):
         if isinstance(attachment.tunnel, _bind.Listener) and not share_descriptor(attachment):
             return self._detach_listening(attachment)
         if not share_descriptor(attachment):
-            _make_plain(self)
+            make_plain(self)
         detach(self)
         return super().detach()
 
@@ -538,10 +386,10 @@ class GSSSocket(_originals.socket):
         attachment.transport.shutdown(socket.SHUT_RDWR)
         detach(self)
         super().detach()
-        raise _accepted_elsewhere()
+        raise accepted_elsewhere()
 
     def _detach_unproxied(self) -> int:
-        unconnected = self not in _relayed and not self._closed and not _is_connected(self)  # type: ignore[attr-defined]
+        unconnected = self not in relayed and not self._closed and not is_connected(self)  # type: ignore[attr-defined]
         # Detached in any case: `SSLContext.wrap_socket` has made a socket of the descriptor before, which closes it.
         fd = super().detach()
         if unconnected:
@@ -590,7 +438,7 @@ class GSSSocket(_originals.socket):
         """That of a connection; None for a listening socket."""
         attachment = attachments.get(id(self))
         if attachment is None:
-            return _relayed.get(self)
+            return relayed.get(self)
         return None if isinstance(attachment.tunnel, _bind.Listener) else attachment.tunnel
 
     def fileno(self) -> int:
@@ -641,3 +489,6 @@ def check_not_connecting(flags: Any = 0, *_: object) -> None:
     """Raises an error for data that would connect the socket by the kernel, past the proxy (tcp(7))."""
     if hasattr(flags, "__index__") and operator.index(flags) & _FASTOPEN:
         raise unsupported("data with MSG_FASTOPEN", "connect first")
+
+
+kinds[socket.SOCK_STREAM] = GSSSocket

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, Callable, TypeVar, Union
 
-from ._socket import tunnelled_class
+from ._switching import tunnelled_class
 from ._transport import Deadline, byte_view
 from ._tunnel import Attachment, attachment_of
 from .exceptions import ProxyError

@@ -24,11 +24,12 @@ ASIDE = "testing"
 FLOORS: dict[str, int] = {
     name: floor
     for floor, names in {
-        12: ["", "cli", "__main__", "_inject", "_injection"],
-        11: ["adapters", "_startup"],
-        10: ["_patch", "_check"],
-        9: ["_create_connection", "_tls", "_resolver", "_listeners", "server"],
-        8: ["_sendfile", "_socket", "_datagram_socket"],
+        13: ["", "cli", "__main__", "_inject", "_injection"],
+        12: ["adapters", "_startup"],
+        11: ["_patch", "_check"],
+        10: ["_create_connection", "_tls", "_resolver", "_listeners", "server"],
+        9: ["_sendfile", "_socket", "_datagram_socket"],
+        8: ["_switching"],
         7: ["_udp", "_endpoint", "_bind"],
         6: ["_connecting", "_flags", "_relay"],
         5: ["_tunnel"],

@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Callable
 
 from gsssocks._patch import wrap
-from gsssocks._socket import use_raw
+from gsssocks._switching import use_raw
 
 if TYPE_CHECKING:
     from types import ModuleType

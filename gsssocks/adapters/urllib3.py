@@ -25,12 +25,14 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve
 
 from gsssocks._config import Proxy
 from gsssocks._create_connection import create_connection
-from gsssocks._socket import GSSSocket, use_raw
+from gsssocks._switching import use_raw
 from gsssocks._tls import carry
 from gsssocks.exceptions import ProxyError, ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gsssocks._socket import GSSSocket
 
 __all__ = ["GSSSocksPoolManager"]
 

@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Callable
 
 from gsssocks._patch import is_direct, wrap
-from gsssocks._socket import use_raw
+from gsssocks._switching import use_raw
 from gsssocks.exceptions import unsupported
 
 if TYPE_CHECKING:

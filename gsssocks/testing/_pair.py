@@ -29,8 +29,8 @@ from gsssocks._config import PROTECTION_LEVELS, Proxy
 from gsssocks._protocol import MAX_TOKEN, Address, MessageType, message_header
 from gsssocks._record import ProtectedRecords
 from gsssocks._security import Granted, Unwrapped
-from gsssocks._socket import adopt
 from gsssocks._stream import ProtectedStream
+from gsssocks._switching import adopt
 from gsssocks._tunnel import Tunnel, remember
 from gsssocks.exceptions import ProtectionError
 

@@ -1,0 +1,193 @@
+"""How a socket becomes a tunnelled one in place: same object, same descriptor; its class is switched to a subclass of
+what it was.
+
+So whoever holds a reference to it notices nothing, and sockets that are not proxied pay nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from . import _bind, _originals
+from ._connecting import checked_address, establish_in_place, tunnel_for
+from ._endpoint import endpoint_under, join, share_of
+from ._relay import relay
+from ._transport import Transport
+from ._tunnel import Tunnel, attach, attachments, detach, remember, tunnel_under
+from .exceptions import ProxyError, unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._config import Proxy
+
+__all__ = [
+    "accepted_elsewhere",
+    "adopt",
+    "check_connectable",
+    "is_connected",
+    "kinds",
+    "make_plain",
+    "may_listen",
+    "open_listener",
+    "open_tunnel",
+    "relayed",
+    "switch",
+    "tunnelled_class",
+    "use_raw",
+]
+
+_INET = (socket.AF_INET, socket.AF_INET6)
+_ACCEPTCONN: int | None = getattr(socket, "SO_ACCEPTCONN", None)
+
+relayed: weakref.WeakKeyDictionary[socket.socket, Tunnel] = weakref.WeakKeyDictionary()
+"""The tunnels behind sockets that have been given a plain connection."""
+_used_raw: dict[int, weakref.ref[socket.socket]] = {}
+"""Sockets, not tunnelled yet, whose descriptor foreign code uses."""
+_switched_classes: weakref.WeakKeyDictionary[type, dict[type, type]] = weakref.WeakKeyDictionary()
+"""By what they are subclasses of, and whose methods they have."""
+kinds: dict[int, type[socket.socket]] = {}
+"""Whose methods sockets of each type are given; that class's module puts it here."""
+
+
+def adopt(sock: socket.socket) -> bool:
+    """Makes a socket object that was given a descriptor part of the tunnel its kernel socket belongs to; False if it
+    belongs to none."""
+    fd = _originals.SocketType.fileno(sock)
+    endpoint = endpoint_under(fd)
+    if endpoint is not None and share_of(sock) is None:
+        switch(sock, socket.SOCK_DGRAM)
+        join(sock, fd, lambda: endpoint)
+        return True
+    tunnel = tunnel_under(fd)
+    if tunnel is None or id(sock) in attachments:
+        return False
+    switch(sock)
+    attach(sock, tunnel, Transport(fd, sock.family))
+    return True
+
+
+def switch(sock: socket.socket, kind: int = socket.SOCK_STREAM) -> None:
+    """Gives a socket object, in place, the methods of the class for its type."""
+    if not isinstance(sock, kinds[kind]):
+        sock.__class__ = tunnelled_class(type(sock), kind)
+
+
+def tunnelled_class(base: type, kind: int = socket.SOCK_STREAM) -> type:
+    """The subclass of `base` whose socket methods are ours: they stand just above `socket.socket` in the resolution
+    order, so a subclass that overrides recv() and calls super().recv() meets them next."""
+    methods = kinds[kind]
+    switched = _switched_classes.setdefault(base, {}).get(methods)
+    if switched is None:
+        namespace = {
+            "__slots__": (),
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+        }
+        bases = (methods,) if issubclass(methods, base) else (base, methods)
+        switched = type(base)(base.__name__, bases, namespace)
+        _switched_classes[base][methods] = switched
+    return switched
+
+
+def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, name: str | None = None) -> None:
+    """Connects `sock` to `address` through the first of `proxies` that answers, in place: same object, same descriptor;
+    its class becomes a subclass of it.
+
+    Args:
+        name: what to ask the proxy for instead, where the address is a placeholder for it.
+
+    Raises:
+        OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
+            The socket is as it was then and may be connected again.
+    """
+    tunnel = tunnel_for(sock, proxies, check_connectable(sock, address), name)
+    was = type(sock)
+    local = _originals.SocketType.getsockname(sock)
+    bound = local if local[1] else None
+    tunnel.kernel_name_shown = bound is not None
+    with tunnel.stream.negotiating():
+        switch(sock)
+        try:
+            establish_in_place(sock, tunnel, bound=bound)
+        except BaseException:
+            sock.__class__ = was
+            raise
+    remember(tunnel, _originals.SocketType.fileno(sock))
+    if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
+        make_plain(sock)
+
+
+def open_listener(sock: socket.socket, proxies: Sequence[Proxy]) -> None:
+    """Has the first of `proxies` that answers listen for `sock`, in place, as with `open_tunnel`."""
+    was = type(sock)
+    switch(sock)
+    try:
+        _bind.listen(sock, proxies)
+    except BaseException:
+        sock.__class__ = was
+        raise
+
+
+def check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
+    """The address, if `sock` may be connected to it; the exceptions are those of a plain socket."""
+    checked = checked_address(sock, address)
+    if is_connected(sock) or _is_listening(sock):
+        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+    return checked
+
+
+def _is_listening(sock: socket.socket) -> bool:
+    return _ACCEPTCONN is not None and bool(_originals.SocketType.getsockopt(sock, socket.SOL_SOCKET, _ACCEPTCONN))
+
+
+def may_listen(sock: socket.socket) -> bool:
+    """Whether it is a TCP socket that neither is connected nor listens in the kernel."""
+    tcp = sock.family in _INET and sock.type == socket.SOCK_STREAM
+    return tcp and not is_connected(sock) and not _is_listening(sock)
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Whether the kernel's socket is."""
+    try:
+        _originals.SocketType.getpeername(sock)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True
+
+
+def use_raw(sock: socket.socket) -> None:
+    """To be told before foreign code reads and writes the descriptor of `sock` itself: it will find a plain connection.
+
+    A tunnelled socket is given one now, by a relay; another when it becomes one. Same object, same descriptor.
+    """
+    if id(sock) in attachments:
+        make_plain(sock)
+        return
+    key = id(sock)
+    _used_raw[key] = weakref.ref(sock, lambda _: _used_raw.pop(key, None))
+
+
+def make_plain(sock: socket.socket) -> None:
+    """Gives a tunnelled socket a plain connection that carries the same data; `getpeername` answers as before."""
+    attachment = attachments[id(sock)]
+    if isinstance(attachment.tunnel, _bind.Listener):
+        raise accepted_elsewhere()
+    relay(attachment.transport.fd, sock.family, attachment.tunnel.stream)
+    detach(sock)
+    relayed[sock] = attachment.tunnel
+
+
+def accepted_elsewhere() -> ProxyError:
+    """The error for handing over the descriptor of a listening socket."""
+    return unsupported(
+        "connections that other code accepts by the bare descriptor of a listening socket",
+        "accept them by the socket's own method, then wrap or detach the connection",
+    )
