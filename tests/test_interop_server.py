@@ -18,8 +18,8 @@ import pytest
 import gsssocks
 from gsssocks.server import ProxyServer, Session
 from tests.peers.dante import prefix
+from tests.peers.datagrams import UDPEcho
 from tests.peers.targets import SinkServer, SourceServer, octets
-from tests.peers.udp_echo import EchoDatagrams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,7 +223,7 @@ def test_a_principal_that_is_not_authorised(tmp_path: Path, echo: EchoServer) ->
 
 @pytest.mark.parametrize("how", ["connected", "unconnected"])
 def test_datagrams(tmp_path: Path, proxy: ProxyServer, enctype: str, how: str) -> None:
-    with EchoDatagrams() as echo:
+    with UDPEcho() as echo:
         assert DanteClient(tmp_path, proxy, enctype).run(DATAGRAMS, *echo.address, how) == "done"
     session = only_session(proxy)
     assert (session.command, session.protection, session.error) == ("udp", LEVELS[enctype], None)
