@@ -200,6 +200,26 @@ class TestNone:
             connected(Proxy("localhost", dante_clear.port, protection="integrity"), echo.address)
 
 
+class TestCounterOffer:
+    @pytest.mark.parametrize("asked", ["integrity", "selective"])
+    @pytest.mark.parametrize("pipelined", [True, False])
+    def test_stronger_one_is_accepted(self, echo: EchoServer, asked: str, *, pipelined: bool) -> None:
+        with ProxyServer("localhost", levels=["confidentiality"], counter_offer=True) as server:
+            relay = CountingRelay(("127.0.0.1", server.port))
+            proxy = Proxy("localhost", relay.port, protection=asked, pipelined=pipelined)
+            with relay, connected(proxy, echo.address) as sock:
+                assert sock.protection == "confidentiality"
+                assert echoes(sock)
+                assert echoes(sock, bytes(200_000))
+        assert len(relay.flights) == 1
+        assert MARKER not in relay.said[0]["client"]
+
+    def test_server_makes_no_weaker_one(self, echo: EchoServer) -> None:
+        server = ProxyServer("localhost", levels=["integrity"], counter_offer=True)
+        with server, pytest.raises(ProtectionError, match="refused the protection level 'confidentiality'"):
+            connected(Proxy("localhost", server.port), echo.address)
+
+
 class TestNEC:
     """NEC's reference code sends the protection level bare; Dante speaks that way where it is told to."""
 
