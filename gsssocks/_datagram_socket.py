@@ -38,7 +38,7 @@ from . import _arguments, _originals
 from ._connecting import as_kernel_says, checked_address, destination
 from ._destinations import Destination, Route, in_family
 from ._endpoint import Endpoint, Share, join, leave, renew, share_of
-from ._socket import GSSSocket, connect_code
+from ._socket import GSSSocket
 from ._switching import kinds, switch
 from ._transport import Arrival, Deadline, byte_view
 from ._udp import Dropped
@@ -129,15 +129,6 @@ class DatagramSocket(GSSSocket):
         elif not share.transport.local[1]:
             share.transport.bind()  # a connected socket has a port
         share.endpoint.peer = to
-
-    def connect_ex(self, address: Any) -> int:
-        try:
-            self.connect(address)
-        except socket.gaierror:
-            raise
-        except OSError as error:
-            return connect_code(self, error)
-        return 0
 
     # Sending
 

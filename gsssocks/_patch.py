@@ -23,25 +23,33 @@ import wrapt
 from . import _listeners, _originals
 from ._config import Settings
 from ._datagram_socket import DatagramSocket, become_datagram_socket
-from ._destinations import Route
 from ._endpoint import share_of
 from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._references import exchange
-from ._resolver import Placeholders, Resolver
+from ._routing import (
+    choose_placeholders,
+    current,
+    decided,
+    find_route,
+    is_udp,
+    listening_proxies,
+    lookups,
+    real_address,
+    use,
+)
 from ._sendfile import send_file
 from ._socket import check_not_connecting, connect_code, in_progress
 from ._switching import adopt, open_tunnel
-from ._tunnel import attachment_of, tunnel_under
-from .exceptions import refused_by_rule, unsupported
+from ._tunnel import tunnel_under
+from .exceptions import unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from ._config import Proxy
-    from ._config.placeholders import PlaceholderRanges
     from ._config.settings import ProxyChoice, RuleChoice
+    from ._destinations import Route
 
-__all__ = ["Status", "goes_through_proxy", "install", "installed", "is_direct", "status", "uninstall", "wrap"]
+__all__ = ["Status", "install", "installed", "status", "uninstall", "wrap"]
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -60,7 +68,6 @@ class _Patched(NamedTuple):
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
 _references: list[str] = []
-_settings: Settings | None = None
 
 
 def install(
@@ -129,13 +136,13 @@ def status() -> Status:
     """What is installed now."""
     with _lock:
         patched = tuple(f"{entry.owner.__name__}.{entry.name}" for entry in _ledger)
-        return Status(patched, tuple(_references), _settings)
+        return Status(patched, tuple(_references), current())
 
 
 @contextmanager
 def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
     """`install()` for the time of a with statement; afterwards what was installed before, or nothing."""
-    before = _settings
+    before = current()
     install(proxy, **options)
     try:
         yield
@@ -144,12 +151,12 @@ def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
 
 
 def _activate(settings: Settings | None) -> None:
-    global _settings, _directly
+    global _directly
     with _lock:
         if settings is not None:
             _patch(settings)
             log_to_stderr_if_asked()
-        _settings = settings
+        use(settings)
         _directly = set()
         if settings is None:
             _restore()
@@ -159,7 +166,7 @@ def _activate(settings: Settings | None) -> None:
 def _patch(settings: Settings) -> None:
     """Patches what has not been patched yet."""
     if settings.remote_dns:
-        _choose_placeholders(settings.placeholders)
+        choose_placeholders(settings.placeholders)
     already = len(_ledger)
     if not _ledger:
         _patch_connections()
@@ -187,56 +194,20 @@ def _patch_connections() -> None:
     _watch_libraries()
 
 
-_placeholders: Placeholders | None = None
-_resolver: Resolver | None = None
-
-
-def _choose_placeholders(ranges: PlaceholderRanges) -> None:
-    global _placeholders, _resolver
-    # Kept for good: what a program was once answered, it may connect to at any time.
-    if _placeholders is not None:
-        _placeholders.move(*ranges)
-        return
-    _placeholders = Placeholders(*ranges)
-    _resolver = Resolver(_placeholders, _is_remote)
-
-
 def _patch_lookups() -> None:
     """Has names that go to the proxy answered by placeholders, whichever module is asked."""
-    if _resolver is None:
-        return
     patched = [entry.owner for entry in _ledger if entry.name == "getaddrinfo"]
     for module in (socket, *_resolving):
         if module not in patched:
-            for name, wrapper in _resolver.wrappers().items():
+            for name, wrapper in lookups().items():
                 wrap(module, name, wrapper)
-
-
-def _is_remote(name: str, port: int | None) -> bool:
-    settings = _settings
-    if settings is None or not settings.remote_dns:
-        return False
-    # A proxy's own name is not asked of a proxy.
-    if name.lower().rstrip(".") in {proxy.host.lower().rstrip(".") for proxy in settings.proxies}:
-        return False
-    return not settings.rules.is_direct(name, port)
 
 
 def _patch_listeners() -> None:
     """Has sockets listen at the proxy."""
     if not any(entry.name == "listen" for entry in _ledger):
-        for name, wrapper in _listeners.wrappers(_listening_proxies).items():
+        for name, wrapper in _listeners.wrappers(listening_proxies).items():
             wrap(_originals.socket, name, wrapper)
-
-
-def _listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
-    settings = _settings
-    if settings is None or not settings.bind:
-        return None
-    decision = _listeners.decide(settings.rules, host, port)
-    if decision.action == "refuse":
-        raise refused_by_rule(f"{host}:{port}", decision.rule)
-    return None if decision.action == "direct" else _proxies(settings.proxies, decision.protection)
 
 
 _LIBRARIES = {
@@ -277,7 +248,8 @@ def _coverer(adapter: str) -> Callable[[ModuleType], None]:
             importlib.import_module(adapter).cover(library)
             if library.__name__ in _LIBRARIES_THAT_RESOLVE:
                 _resolving.append(library)
-                if _settings is not None and _settings.remote_dns:
+                settings = current()
+                if settings is not None and settings.remote_dns:
                     _patch_lookups()
             _cover_references(already)
 
@@ -348,12 +320,12 @@ def _sendfile(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...
 def _connect(
     wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    route = _route(instance, args)
+    route = find_route(instance, args)
     if route is None:
         return wrapped(*args, **kwargs)
     if not route.proxies:
-        return wrapped(_real_address(instance, route.name, args[0]))
-    if _is_udp(instance):
+        return wrapped(real_address(instance, route.name, args[0]))
+    if is_udp(instance):
         return DatagramSocket.connect(_with_datagrams(instance), args[0])
     _tunnel(instance, route, args[0])
     if instance.gettimeout() == 0:
@@ -364,12 +336,12 @@ def _connect_ex(
     wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> int:
     try:
-        route = _route(instance, args)
+        route = find_route(instance, args)
         if route is None:
             return wrapped(*args, **kwargs)
         if not route.proxies:
-            return wrapped(_real_address(instance, route.name, args[0]))
-        if _is_udp(instance):
+            return wrapped(real_address(instance, route.name, args[0]))
+        if is_udp(instance):
             return DatagramSocket.connect_ex(_with_datagrams(instance), args[0])
         _tunnel(instance, route, args[0])
     except socket.gaierror:
@@ -377,12 +349,6 @@ def _connect_ex(
     except OSError as error:
         return connect_code(instance, error)
     return errno.EINPROGRESS if instance.gettimeout() == 0 else 0
-
-
-def _real_address(sock: socket.socket, name: str | None, address: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Where a placeholder's name really is, for a connection that goes there directly after all."""
-    found = _originals.getaddrinfo(name, address[1], sock.family, _type(sock))
-    return found[0][4]
 
 
 _directly: set[object] = set()
@@ -417,13 +383,13 @@ def _goes_directly(sock: socket.socket, address: Any, flags: tuple[Any, ...]) ->
             return True
     except TypeError:
         known = set()  # it holds a bytearray, or is no address
-    if not _is_udp(sock):
-        if flags and any(flags) and _route(sock, (address,)) is not None:
+    if not is_udp(sock):
+        if flags and any(flags) and find_route(sock, (address,)) is not None:
             check_not_connecting(*flags)
         return True
     if share_of(sock) is not None:
         return False  # called unbound, past the methods that it has
-    if _route(sock, (address,)) is not None:
+    if find_route(sock, (address,)) is not None:
         return False
     if len(known) < _MAX_DIRECTLY:
         known.add(address)
@@ -434,10 +400,10 @@ def _with_datagrams(sock: socket.socket) -> DatagramSocket:
     """The socket, as one that decides for each datagram how it goes: by the rules of now, as long as it lives."""
     with _lock:
         if share_of(sock) is None:
-            settings = _settings
+            settings = current()
             if settings is None:
                 raise unsupported("this datagram", "send it again: gsssocks was being uninstalled")
-            become_datagram_socket(sock, functools.partial(_decided, settings))
+            become_datagram_socket(sock, functools.partial(decided, settings))
     return cast("DatagramSocket", sock)
 
 
@@ -455,93 +421,4 @@ def _wrap_socket(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ..
     return tls_object(instance, *args, **kwargs) or wrapped(*args, **kwargs)
 
 
-def _route(sock: socket.socket, args: tuple[Any, ...]) -> Route | None:
-    """None for what is reached directly as it is, and for what the kernel refuses anyway.
-
-    Raises:
-        ProxyError: a rule refuses the destination.
-        OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
-    """
-    settings = _settings
-    if settings is None or _family(sock) not in _INET or not (_type(sock) == socket.SOCK_STREAM or _is_udp(sock)):
-        return None
-    if attachment_of(sock) is not None:
-        return None  # connected already: the kernel says so
-    destination = _host_and_port(sock, args)
-    if destination is None:
-        return None  # not an address: the original method says so
-    route = _decided(settings, *destination)
-    return route if route.proxies or route.name else None
-
-
-def _is_udp(sock: socket.socket) -> bool:
-    """Whether it is a UDP socket, and open: the kernel says what there is to say of a closed one."""
-    udp = _type(sock) == socket.SOCK_DGRAM and _family(sock) in _INET and _protocol(sock) in (0, socket.IPPROTO_UDP)
-    return udp and _originals.SocketType.fileno(sock) >= 0
-
-
-def _decided(settings: Settings, host: str, port: int) -> Route:
-    """As the rules of `settings` have it.
-
-    Raises:
-        ProxyError: a rule refuses the destination.
-        OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
-    """
-    name = _resolver.asked_name(host) if _resolver is not None else None
-    decision = settings.rules.decide(name or host, port)
-    if decision.action == "refuse":
-        raise refused_by_rule(f"{name or host}:{port}", decision.rule)
-    if decision.action == "direct":
-        return Route((), name)
-    return Route(_proxies(settings.proxies, decision.protection), name)
-
-
-def goes_through_proxy(sock: socket.socket, method: str, args: tuple[Any, ...]) -> bool:
-    """Whether a connect or a datagram is to go through a proxy, for classes that only hold a C socket, `sock`.
-
-    Args:
-        method: which of a socket's methods is called.
-        args: its arguments.
-
-    Raises:
-        ProxyError: a rule refuses the destination.
-    """
-    # sendmsg may have no address; all others have it behind everything else.
-    address = args[3:] if method == "sendmsg" else args[-1:]
-    route = _route(sock, address) if address else None
-    return route is not None and bool(route.proxies)
-
-
-def is_direct(host: str, port: int) -> bool:
-    """Whether what is sent to a host is left alone.
-
-    Raises:
-        ProxyError: a rule refuses the destination.
-    """
-    settings = _settings
-    return settings is None or not _decided(settings, host, port).proxies
-
-
-def _host_and_port(sock: socket.socket, args: tuple[Any, ...]) -> tuple[str, int] | None:
-    if len(args) != 1 or not isinstance(args[0], tuple) or len(args[0]) < 2:
-        return None
-    host, port = args[0][:2]
-    if isinstance(host, (bytes, bytearray)):
-        host = bytes(host).decode("ascii", "replace")
-    if not isinstance(host, str) or not hasattr(port, "__index__"):
-        return None
-    return host or _ANY[sock.family], port.__index__()
-
-
-@functools.lru_cache(maxsize=16)
-def _proxies(proxies: tuple[Proxy, ...], protection: str | None) -> tuple[Proxy, ...]:
-    return proxies if protection is None else tuple(proxy.demanding(protection) for proxy in proxies)
-
-
 _SENDFILE = ("out_fd", "in_fd", "offset", "count")
-# As numbers: `socket.socket` makes an enum member of them each time, which takes longer than deciding.
-_family = _originals.SocketType.family.__get__
-_type = _originals.SocketType.type.__get__
-_protocol = _originals.SocketType.proto.__get__
-_INET = (socket.AF_INET, socket.AF_INET6)
-_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # what "" means to connect(2)

@@ -24,9 +24,10 @@ ASIDE = "testing"
 FLOORS: dict[str, int] = {
     name: floor
     for floor, names in {
-        13: ["", "cli", "__main__", "_inject", "_injection"],
-        12: ["adapters", "_startup"],
-        11: ["_patch", "_check"],
+        14: ["", "cli", "__main__", "_inject", "_injection"],
+        13: ["adapters", "_startup"],
+        12: ["_patch", "_check"],
+        11: ["_routing"],
         10: ["_create_connection", "_tls", "_resolver", "_listeners", "server"],
         9: ["_sendfile", "_socket", "_datagram_socket"],
         8: ["_switching"],

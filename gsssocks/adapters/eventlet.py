@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from eventlet.patcher import original
 
-from gsssocks._patch import goes_through_proxy, wrap
+from gsssocks._patch import wrap
+from gsssocks._routing import goes_through_proxy
 from gsssocks.exceptions import unsupported
 
 if TYPE_CHECKING:

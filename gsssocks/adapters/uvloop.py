@@ -12,7 +12,8 @@ import functools
 import socket
 from typing import TYPE_CHECKING, Any, Callable
 
-from gsssocks._patch import is_direct, wrap
+from gsssocks._patch import wrap
+from gsssocks._routing import is_direct
 from gsssocks._switching import use_raw
 from gsssocks.exceptions import unsupported
 
