@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.peers.targets import EchoServer, HTTPSServer
 
+pytestmark = pytest.mark.default_python_only
+
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 60
 STATUS = {

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.default_python_only
+
 PATCH = {
     "gevent": "from gevent import monkey; monkey.patch_all()\nimport socket as green",
     "eventlet": "import eventlet; eventlet.monkey_patch()\nimport socket as green",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gsssocks.testing import Realm
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.default_python_only
+
 LIMIT = 60
 # What `gssapi.enctype` calls the level, and what we do.
 LEVELS = {"integrity": "integrity", "confidentiality": "confidentiality", "clear": "none"}

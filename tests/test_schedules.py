@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gsssocks.testing import Realm, TunnelPeer
     from tests.peers.dante import Dante
 
+pytestmark = pytest.mark.default_python_only
+
 PROTECTIONS = ("integrity", "confidentiality", "selective")
 
 

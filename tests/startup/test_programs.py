@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.peers.dante import Dante
     from tests.peers.targets import HTTPSServer
 
+pytestmark = pytest.mark.default_python_only
+
 HTTP_CLIENT = """
 import http.client, sys
 connection = http.client.HTTPSConnection("localhost", int(sys.argv[1]), timeout=20)
