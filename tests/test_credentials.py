@@ -90,6 +90,24 @@ class TestCache:
         )
         assert initiator(named(server, ccache=cache), echo.address) == realm.principal
 
+    def test_kernels_keyring(self, realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
+        cache = "KEYRING:session:gsssocks-test"
+        environ = {**os.environ, **realm.env}
+        got = subprocess.run(
+            ["kinit", "-c", cache, realm.principal],
+            input=realm.password,
+            text=True,
+            env=environ,
+            capture_output=True,
+            check=False,
+        )
+        if got.returncode:
+            pytest.skip(f"no keyrings on this system: {got.stderr}")
+        try:
+            assert initiator(named(server, ccache=cache), echo.address) == realm.principal
+        finally:
+            subprocess.run(["kdestroy", "-c", cache], env=environ, check=True)
+
     def test_in_memory(self, realm: Realm, server: ProxyServer, echo: EchoServer) -> None:
         store: dict[bytes | str, bytes | str] = {
             b"ccache": b"MEMORY:filled-by-the-program",

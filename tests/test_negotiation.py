@@ -23,12 +23,14 @@ from gsssocks._protocol import (
     Request,
     TokenMessage,
 )
+from gsssocks.exceptions import LevelRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from gsssocks._negotiation import Negotiation
     from gsssocks._record import Records
+    from gsssocks._security import Granted
     from gsssocks.testing import Realm
 
 REQUEST = Request(Command.CONNECT, Address("target.example", 4711))
@@ -379,6 +381,41 @@ class TestContext:
         assert client.may_block
         established(client)
         assert not client.may_block
+
+
+class _Granting(Initiator):
+    """A real context that turns out to lack a service, as a mechanism may."""
+
+    def __init__(self, **lacking: bool) -> None:
+        super().__init__("socks@localhost")
+        self._lacking = lacking
+
+    @property
+    def granted(self) -> Granted:
+        return super().granted._replace(**self._lacking)
+
+
+class TestGranted:
+    @pytest.mark.parametrize("level", [INTEGRITY, CONFIDENTIALITY, ProtectionLevel.SELECTIVE])
+    @pytest.mark.parametrize("service", ["mutual", "replay", "sequence", "integrity"])
+    def test_mechanism_without_what_every_level_needs_is_refused(self, level: ProtectionLevel, service: str) -> None:
+        client = ClientNegotiation(_Granting(**{service: False}), REQUEST, proxy="proxy:1080", level=level)
+        with pytest.raises(ProtectionError, match=f"lacks {service}.*nothing was sent") as caught:
+            established(client)
+        assert not isinstance(caught.value, LevelRefusedError)
+
+    @pytest.mark.parametrize("level", [CONFIDENTIALITY, ProtectionLevel.SELECTIVE])
+    def test_mechanism_without_confidentiality_is_refused_where_that_is_asked_for(self, level: ProtectionLevel) -> None:
+        """Where integrity may do instead, it is asked for next."""
+        client = ClientNegotiation(_Granting(confidentiality=False), REQUEST, proxy="proxy:1080", level=level)
+        with pytest.raises(LevelRefusedError, match="lacks confidentiality"):
+            established(client)
+
+    def test_mechanism_without_confidentiality_will_do_for_integrity(self) -> None:
+        client = ClientNegotiation(_Granting(confidentiality=False), REQUEST, proxy="proxy:1080", level=INTEGRITY)
+        acceptor, _ = established(client)
+        deliver(client, [level_answer(acceptor, b"\x01")])
+        assert records_of(client).level == INTEGRITY
 
 
 class TestLevel:
