@@ -16,6 +16,7 @@ from gssapi import raw
 
 import gsssocks
 from gsssocks import AuthenticationError, GSSSocket, Proxy
+from gsssocks._gss import _credential
 from gsssocks.server import ProxyServer
 from gsssocks.testing import Realm
 from tests.peers.host import PATIENCE_SECONDS
@@ -197,6 +198,18 @@ class TestPassword:
         for _ in range(5):
             initiator(proxy, echo.address)
         assert tickets_asked_for(realm, bob[0]) == before
+
+
+def test_only_so_many_are_kept(realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:
+    """Whether they were got or not: a program may try any number of passwords."""
+    for number in range(_credential.MAX_ACQUIRED + 3):
+        acquired = _credential.acquire(_credential.Source(bob[0], f"ignored-{number}", None, bob[1], "krb5"))
+        assert acquired is not None
+        with pytest.raises(raw.GSSError):
+            _credential.acquire(_credential.Source(bob[0], None, None, f"wrong-{number}", "krb5"))
+    assert len(_credential._acquired) == _credential.MAX_ACQUIRED
+    assert not _credential._locks
+    assert initiator(named(server, principal=bob[0], password=bob[1]), echo.address) == bob[0]
 
 
 def test_two_identities_at_once(realm: Realm, bob: tuple[str, str], server: ProxyServer, echo: EchoServer) -> None:

@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from gssapi import raw
@@ -76,8 +77,10 @@ class _Acquired(NamedTuple):
 
 _acquired: dict[Source, _Acquired] = {}
 """Credentials that we have got ourselves, by keytab or password: to ask the KDC for each connection would be slow."""
-_locks: dict[Source, threading.Lock] = {}
-"""One for each: a KDC that does not answer keeps nobody waiting who asks another."""
+MAX_ACQUIRED = 64
+"""How many of them are kept: the oldest of more would have to be got again."""
+_locks: weakref.WeakValueDictionary[Source, threading.Lock] = weakref.WeakValueDictionary()
+"""One for each that is being got: a KDC that does not answer keeps nobody waiting who asks another."""
 _caches = itertools.count()
 _FOR_EVER = float("inf")
 _KRB5 = raw.OID.from_int_seq(MECHANISMS["krb5"])
@@ -105,8 +108,14 @@ def acquire(source: Source) -> raw.Creds | None:
         creds = _by_password(source) if source.password is not None else _by_keytab(source)
         lifetime = raw.inquire_cred(creds, name=False, usage=False, mechs=False).lifetime
         renew = _FOR_EVER if lifetime is None else time.monotonic() + lifetime / 2
-        _acquired[source] = _Acquired(creds, renew)
+        _keep(source, _Acquired(creds, renew))
         return creds
+
+
+def _keep(source: Source, acquired: _Acquired) -> None:
+    _acquired[source] = acquired
+    for oldest in list(_acquired)[:-MAX_ACQUIRED]:
+        _acquired.pop(oldest, None)
 
 
 def _found(source: Source) -> raw.Creds | None:
