@@ -5,29 +5,29 @@
     gsssocks.install("socks5h://proxy.example.com:1080")
 
 From then on every TCP connection the program makes goes through the proxy, and every UDP datagram it sends. Importing
-this package changes nothing.
+this package changes nothing, and loads nothing before it is used.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ._config import Bypass, Proxy, Rules
-from ._create_connection import create_connection
-from ._datagram_socket import DatagramSocket as _DatagramSocket  # noqa: F401  # what a GSSSocket for UDP becomes
-from ._socket import GSSSocket
-from ._tunnel import TunnelInfo
-from .exceptions import (
-    AuthenticationError,
-    ProtectionError,
-    ProtocolError,
-    ProxyConnectionError,
-    ProxyError,
-    ReplyError,
-)
+# Not from `typing`, whose import takes as long as the rest of a small program's start; type checkers know the name.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from . import exceptions
+    from ._config import Bypass, Proxy, Rules
+    from ._create_connection import create_connection
     from ._patch import Status, install, installed, status, uninstall
+    from ._socket import GSSSocket
+    from ._tunnel import TunnelInfo
+    from .exceptions import (
+        AuthenticationError,
+        ProtectionError,
+        ProtocolError,
+        ProxyConnectionError,
+        ProxyError,
+        ReplyError,
+    )
 
 __all__ = [
     "AuthenticationError",
@@ -43,6 +43,7 @@ __all__ = [
     "Status",
     "TunnelInfo",
     "create_connection",
+    "exceptions",
     "install",
     "installed",
     "status",
@@ -51,14 +52,37 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_FROM_PATCH = ("Status", "install", "installed", "status", "uninstall")
+_ROOMS = {
+    "AuthenticationError": "exceptions",
+    "Bypass": "_config",
+    "GSSSocket": "_datagram_socket",  # which has what one for UDP becomes
+    "ProtectionError": "exceptions",
+    "ProtocolError": "exceptions",
+    "Proxy": "_config",
+    "ProxyConnectionError": "exceptions",
+    "ProxyError": "exceptions",
+    "ReplyError": "exceptions",
+    "Rules": "_config",
+    "Status": "_patch",
+    "TunnelInfo": "_tunnel",
+    "create_connection": "_create_connection",
+    "install": "_patch",
+    "installed": "_patch",
+    "status": "_patch",
+    "uninstall": "_patch",
+}
 
 
 def __getattr__(name: str) -> object:
-    # Only a program that patches owes the price of wrapt, which imports asyncio.
-    if name not in _FROM_PATCH:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import _patch
+    from importlib import import_module
 
-    globals().update({function: getattr(_patch, function) for function in _FROM_PATCH})
-    return globals()[name]
+    room = import_module(f".{_ROOMS.get(name, name)}", __name__)
+    found = room if name == "exceptions" else getattr(room, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

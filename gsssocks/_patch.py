@@ -24,6 +24,7 @@ from . import _listeners, _originals
 from ._config import Settings
 from ._datagram_socket import DatagramSocket, become_datagram_socket
 from ._endpoint import share_of
+from ._libraries import LIBRARIES, LIBRARIES_THAT_RESOLVE
 from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._references import exchange
 from ._routing import (
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from ._config.settings import ProxyChoice, RuleChoice
     from ._destinations import Route
 
-__all__ = ["Status", "install", "installed", "status", "uninstall", "wrap"]
+__all__ = ["Status", "activate", "install", "installed", "status", "uninstall", "wrap"]
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -103,7 +104,7 @@ def install(
         ValueError, TypeError: something is wrong; the message quotes it and says where it comes from. Nothing has been
             changed then.
     """
-    _activate(
+    activate(
         Settings.load(
             proxy,
             no_proxy=no_proxy,
@@ -118,7 +119,7 @@ def install(
 
 def uninstall() -> None:
     """Puts everything back as it was before `install()`. Tunnels that exist go on working."""
-    _activate(None)
+    activate(None)
 
 
 class Status(NamedTuple):
@@ -147,10 +148,11 @@ def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        _activate(before)
+        activate(before)
 
 
-def _activate(settings: Settings | None) -> None:
+def activate(settings: Settings | None) -> None:
+    """Has the program's connections made by these settings, or as ever if there are none."""
     global _directly
     with _lock:
         if settings is not None:
@@ -210,30 +212,19 @@ def _patch_listeners() -> None:
             wrap(_originals.socket, name, wrapper)
 
 
-_LIBRARIES = {
-    "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
-    "eventlet.green.socket": "gsssocks.adapters.eventlet",
-    "eventlet.green.ssl": "gsssocks.adapters.eventlet",
-    "gevent._socket3": "gsssocks.adapters.gevent",
-    "trio._socket": "gsssocks.adapters.trio",
-    "uvloop": "gsssocks.adapters.uvloop",
-}
-"""Modules that pass by a subclass of `socket.socket`, by unbound calls or the bare descriptor, and who sees to them."""
-_LIBRARIES_THAT_RESOLVE = ("eventlet.green.socket", "gevent._socket3")
-"""Those of them that have lookups of their own, and put them into `socket` when they patch it."""
 _resolving: list[ModuleType] = []
 _watched = False
 
 
 def _watch_libraries() -> None:
-    """Has each of `_LIBRARIES` seen to: now if it is imported, else as soon as it is."""
+    """Has each of `LIBRARIES` seen to: now if it is imported, else as soon as it is."""
     global _watched
     if not _watched:
         _watched = True
-        for library, adapter in _LIBRARIES.items():
+        for library, adapter in LIBRARIES.items():
             wrapt.register_post_import_hook(_coverer(adapter), library)
         return
-    for library, adapter in _LIBRARIES.items():
+    for library, adapter in LIBRARIES.items():
         if library in sys.modules:
             _coverer(adapter)(sys.modules[library])
 
@@ -246,7 +237,7 @@ def _coverer(adapter: str) -> Callable[[ModuleType], None]:
                 return
             already = len(_ledger)
             importlib.import_module(adapter).cover(library)
-            if library.__name__ in _LIBRARIES_THAT_RESOLVE:
+            if library.__name__ in LIBRARIES_THAT_RESOLVE:
                 _resolving.append(library)
                 settings = current()
                 if settings is not None and settings.remote_dns:

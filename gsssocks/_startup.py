@@ -1,7 +1,8 @@
 """What runs before the first line of a program that `gsssocks run` or the `.pth` file has injected us into.
 
 It decides fail-closed: a program whose operator demanded a proxy does not start without one. It imports as little as
-it can: what gevent and its like have to patch first (ssl, asyncio) is not loaded by us.
+it can: what gevent and its like have to patch first (ssl, asyncio) is not loaded by us, and a program that never
+imports `socket`, without which it makes no connection, starts almost as fast as without us.
 """
 
 from __future__ import annotations
@@ -9,7 +10,17 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from types import ModuleType
+
+from ._evident import evidently_right
+from ._first_import import wait_for
+from ._libraries import LIBRARIES
+
+# Not from `typing`, whose import takes as long as the rest of a small program's start; type checkers know the name.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
 
 __all__ = ["CHILDREN", "EX_CONFIG", "INJECT", "start"]
 
@@ -21,13 +32,14 @@ CHILDREN = "GSSSOCKS_CHILDREN"
 EX_CONFIG = 78
 """Exit status for a set-up that cannot work (sysexits.h)."""
 
+_NEEDED = ("socks", "wrapt")
 
 _started = False
 
 
 def start() -> None:
-    """Installs the patch if the environment asks for it. May be called more than once: `.pth` and sitecustomize both
-    do.
+    """Installs the patch if the environment asks for it: now, or as soon as the program imports `socket`, if nothing
+    can be wrong with what the environment says. May be called more than once: `.pth` and sitecustomize both do.
 
     Never raises: site would print the error and let the program run on, past the proxy. Ends the process instead.
     """
@@ -38,11 +50,27 @@ def start() -> None:
     _started = True
     if os.environ.get(CHILDREN) == "0":
         del os.environ[INJECT]
+    # As it is now: what the program makes of its environment later is not the operator's word.
+    environ = dict(os.environ)
+    if "socket" in sys.modules or not (evidently_right(environ) and all(map(_is_there, _NEEDED))):
+        _install(environ, asked)
+        return
+    packages = {"gsssocks", *_NEEDED, *(library.partition(".")[0] for library in LIBRARIES)}
+    wait_for("socket", or_before=packages, call=lambda: _install(environ, asked))
+
+
+def _is_there(package: str) -> bool:
+    # As importlib.util.find_spec, which would have to be imported.
+    return any(finder.find_spec(package, None) for finder in sys.meta_path)
+
+
+def _install(environ: Mapping[str, str], asked: str) -> None:
     try:
         _import_wrapt()
-        from ._patch import install
+        from ._config import Settings
+        from ._patch import activate
 
-        install()
+        activate(Settings.load(environ=environ))
     except Exception as error:  # noqa: BLE001  # whatever it is, the program must not run past the proxy
         _refuse(error, asked)
 
@@ -65,7 +93,7 @@ def _import_wrapt() -> None:
 
 
 def _standin(name: str) -> ModuleType:
-    standin = ModuleType(name)
+    standin = type(sys)(name)
     standin.__getattr__ = lambda attribute: getattr(import_module(name), attribute)  # type: ignore[method-assign]
     return standin
 

@@ -34,6 +34,9 @@ class Environment:
         self._paths = packages / "installed.pth"
         self._paths.write_text("\n".join([str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]))
 
+    def uninstall_dependencies(self) -> None:
+        self._paths.write_text(str(ROOT))
+
     def uninstall_gsssocks(self) -> None:
         """What pip would do, which does not know the hook."""
         self._paths.unlink()
@@ -153,6 +156,12 @@ class TestActive:
         assert "'http://wrong'" in done.stderr
         assert "the program is not started" in done.stderr
 
+    def test_a_missing_package_stops_the_program(self, injected: Environment, env: Env) -> None:
+        injected.uninstall_dependencies()
+        done = start(injected.python, "-c", "print('ran')", env=env)
+        assert (done.returncode, done.stdout) == (EX_CONFIG, "")
+        assert "No module named 'wrapt'" in done.stderr
+
     def test_a_wrong_set_up_warns_if_told_to(self, injected: Environment, env: Env) -> None:
         wrong = {**env, "GSSSOCKS_PROXY": "http://wrong", "GSSSOCKS_INJECT": "warn"}
         done = start(injected.python, "-c", PROXIED, env=wrong)
@@ -190,7 +199,8 @@ class TestStartFile:
     def start(self, injected: Environment, program: str, env: Env) -> subprocess.CompletedProcess[str]:
         injected.hook.unlink()
         text = f"{AS_PYTHON_3_15.format(path=str(injected.start_file))}\n{program}"
-        return start(injected.python, "-c", text, env=env)
+        # Not from here, where `-c` would find gsssocks although it is not installed there.
+        return start(injected.python, "-c", text, env=env, cwd=injected.hook.parent)
 
     def test_is_one_entry_point(self, injected: Environment) -> None:
         assert injected.start_file.read_text() == "zz_gsssocks:start\n"
