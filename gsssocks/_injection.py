@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,16 @@ def environment(
         settings: `GSSSOCKS_…` variables to set.
         children: whether programs started by the program are injected as well.
         warn: whether to run without a proxy, with a warning, if the settings turn out wrong.
+
+    Raises:
+        ValueError: Python would not find what starts gsssocks there, and the program would run past the proxy.
     """
+    if PathFinder.find_spec("sitecustomize", [str(_FOLDER)]) is None:
+        raise ValueError(f"{_FOLDER} has no sitecustomize: this installation of gsssocks is not whole; install it anew")
+    if os.pathsep in str(_FOLDER):
+        raise ValueError(
+            f"{_FOLDER} cannot stand in PYTHONPATH, which {os.pathsep!r} divides; install gsssocks elsewhere"
+        )
     path = [str(_FOLDER), *filter(None, [base.get("PYTHONPATH")])]
     return {
         **base,

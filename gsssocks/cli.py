@@ -153,7 +153,10 @@ def _add_proxy_options(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     given = {"PROXY": options.proxy, "NO_PROXY": options.no_proxy, "RULES": options.rules}
     settings = {f"GSSSOCKS_{name}": value for name, value in given.items() if value is not None}
-    child = environment(os.environ, settings, children=options.children, warn=options.warn)
+    try:
+        child = environment(os.environ, settings, children=options.children, warn=options.warn)
+    except ValueError as error:
+        return _failure("run", str(error), EX_CONFIG)
     ignoring = deaf(options.program)
     if ignoring is not None:
         return _failure("run", f"{ignoring} makes Python ignore the environment: gsssocks cannot get in", EX_CONFIG)

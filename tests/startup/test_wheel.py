@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from tests.startup.program import PROXIED, ROOT, Env, clean, start
+from tests.startup.program import EX_CONFIG, PROXIED, ROOT, Env, clean, start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +69,23 @@ def test_it_is_the_wheel_that_is_tried(python: Path, env: Env, tmp_path: Path) -
 def test_run(python: Path, env: Env, tmp_path: Path) -> None:
     done = start(python, "-m", "gsssocks", "run", "--", python, "-c", PROXIED, env=env, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_run_without_a_part_of_it(python: Path, env: Env, tmp_path: Path) -> None:
+    (part,) = (tmp_path / "venv").glob("lib/python*/site-packages/gsssocks/_inject/sitecustomize.py")
+    part.unlink()
+    done = start(python, "-m", "gsssocks", "run", "--", python, "-c", "print('ran')", env=env, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (EX_CONFIG, "")
+    assert "is not whole; install it anew" in done.stderr
+
+
+def test_run_from_a_folder_that_cannot_stand_in_a_path(wheel: Path, env: Env, tmp_path: Path) -> None:
+    folder = tmp_path / "a:b"
+    with ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    done = start(sys.executable, "-m", "gsssocks", "run", "--", "echo", "ran", env=env, cwd=folder)
+    assert (done.returncode, done.stdout) == (EX_CONFIG, "")
+    assert "cannot stand in PYTHONPATH" in done.stderr
 
 
 def test_inject(python: Path, env: Env, tmp_path: Path) -> None:
