@@ -48,6 +48,7 @@ STATUS = {
 """Exit status by the step that failed; 0 if none did."""
 _METHOD_NAMES = {Method.GSSAPI: "GSS-API", Method.USERPASS: "user name and password", Method.NONE: "none"}
 _SERVICES = ("socks", "rcmd", "host")
+_TOLERATED = 300  # seconds that clocks may be apart, unless krb5.conf says otherwise (`clockskew`)
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -185,13 +186,17 @@ class _Examination:
             facts["this target"] = f"{decision.action}, by {decision.rule}" if decision.rule else decision.action
 
     def _credential(self, facts: dict[str, str]) -> None:
-        from ._gss import Source, credential
+        from ._gss import Source, credential, kdc_clock_offset
 
         if self._proxy.keytab is not None:
             facts["keytab"] = self._proxy.keytab
             _open_keytab(self._proxy.keytab)
         proxy = self._proxy
         password = proxy.password if proxy.username is None else None
+        if proxy.keytab is None and password is None:
+            offset = kdc_clock_offset(proxy.ccache)
+            if offset is not None:
+                facts["clock"] = _clock(offset)
         found = credential(Source(proxy.principal, proxy.ccache, proxy.keytab, password, proxy.mechanism))
         facts["principal"] = found.principal
         facts["cache"] = found.cache
@@ -366,6 +371,16 @@ def _duration(seconds: int | None) -> str:
         return "ever"
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
+
+
+def _clock(offset: float) -> str:
+    """In words, by how many seconds the KDC's clock was ahead of this machine's."""
+    if abs(offset) <= 1:  # that much is found where the second turns between request and answer
+        return "the same as the KDC's when the ticket was got"
+    apart = (
+        f"{_duration(round(abs(offset)))} {'behind' if offset > 0 else 'ahead of'} the KDC's when the ticket was got"
+    )
+    return apart if abs(offset) <= _TOLERATED else f"{apart}: too far for a proxy that has the right time; set it"
 
 
 def _open_keytab(name: str) -> None:

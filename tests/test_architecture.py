@@ -55,7 +55,7 @@ NEIGHBOURS = {
 
 # Third-party packages whose rooms are fixed; any other has at most one.
 ROOMS = {
-    "gssapi": {"_gss._context", "_gss._credential", "_gss._errors"},
+    "gssapi": {"_gss._clock", "_gss._context", "_gss._credential", "_gss._errors"},
     "wrapt": {"_patch"},
     "socks": {"exceptions", "adapters.pysocks"},
 }

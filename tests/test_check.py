@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gsssocks._gss import kdc_clock_offset
 from gsssocks.testing import Realm
 from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
@@ -342,10 +345,52 @@ class TestNames:
 class TestClocks:
     """This machine's clock is wrong, by libfaketime."""
 
-    def problem(self, step: str, offset: str, proxy: Dante, env: Env) -> str:
+    def wrong(self, offset: str, env: Env) -> Env:
         preload = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
-        wrong = {**env, "LD_PRELOAD": str(next(preload)), "FAKETIME": offset}
-        return problem(step, "--proxy", proxy.url(), env=wrong)["problem"]
+        return {**env, "LD_PRELOAD": str(next(preload)), "FAKETIME": offset}
+
+    def problem(self, step: str, offset: str, proxy: Dante, env: Env) -> str:
+        return problem(step, "--proxy", proxy.url(), env=self.wrong(offset, env))["problem"]
+
+    @pytest.mark.parametrize(
+        ("offset", "said"),
+        [
+            ("+0", "the same as the KDC's when the ticket was got"),
+            ("-100s", r"1 min (39|40|41) s behind the KDC's when the ticket was got"),
+            ("+100s", r"1 min (39|40|41) s ahead of the KDC's when the ticket was got"),
+            ("-2h", r"[12] h \d+ min behind the KDC's when the ticket was got: too far for a proxy .*; set it"),
+        ],
+    )
+    @pytest.mark.parametrize("named", ["FILE:{}", "{}"])
+    def test_are_compared(
+        self, proxy: Dante, two_services: Realm, env: Env, tmp_path: Path, offset: str, said: str, named: str
+    ) -> None:
+        """As MIT Kerberos does it unless krb5.conf says no, which that of the realm does."""
+        path, krb5_conf = tmp_path / "ccache", tmp_path / "krb5.conf"
+        general = Path(env["KRB5_CONFIG"].partition(":")[0]).read_text()
+        krb5_conf.write_text(re.sub("(?m)^.*kdc_timesync.*$", "", general))
+        env = {**env, "KRB5CCNAME": named.format(path), "KRB5_CONFIG": str(krb5_conf)}
+        subprocess.run(
+            ["kinit", two_services.principal],
+            input=two_services.password,
+            env=self.wrong(offset, env),
+            stdout=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        )
+        _, found = findings("--proxy", proxy.url(), env=env)
+        (facts,) = (finding["facts"] for finding in found if finding["step"] == "credential")
+        assert re.fullmatch(said, facts["clock"])
+
+    @given(st.binary(max_size=40))
+    def test_a_file_that_is_no_cache_says_nothing_of_them(self, tmp_path_factory: Any, octets: bytes) -> None:
+        path = tmp_path_factory.getbasetemp() / "ccache"
+        for head in (octets, b"\x05\x04" + octets, b"\x05\x04\x00\x0c" + octets):
+            path.write_bytes(head)
+            assert kdc_clock_offset(f"FILE:{path}") is None or b"\x00\x01\x00\x08" in head
+
+    def test_that_nobody_has_compared(self, proxy: Dante, env: Env) -> None:
+        assert "clock" not in steps("--proxy", proxy.url(), env=env)["credential"]
 
     def test_behind_the_kdcs(self, proxy: Dante, env: Env) -> None:
         assert "check the clocks of this machine and the KDC" in self.problem("service", "-1h", proxy, env)
