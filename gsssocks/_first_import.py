@@ -27,8 +27,8 @@ def wait_for(module: str, *, or_before: Container[str], call: Callable[[], None]
 
     Args:
         module: the name of one that has not been imported yet.
-        or_before: top-level packages that import it, and that the function imports, too. They would be half imported
-            then: so `module` is imported first, when one of them is looked for.
+        or_before: top-level packages that must not be imported, or half imported, when the function is called: `module`
+            is imported first, when one of them is looked for. The function may import them.
         call: called once, by the thread that imports `module`.
     """
     sys.meta_path.insert(0, _Watch(module, or_before, call))
@@ -53,13 +53,15 @@ class _Watch:
             return None
         if name.partition(".")[0] in self._or_before:
             __import__(self._module)
-        elif name == self._module:
-            return self._found(name, path, target)
-        return None
+            return _imported_meanwhile(name)
+        return self._found(name, path, target) if name == self._module else None
 
     def _found(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
+            # Before Python 3.12, a finder may be of an older kind, which no longer finds what Python itself has.
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
             if spec is not None:
                 # To find is not to import: somebody may only ask whether it is there.
                 if spec.loader is not None:
@@ -70,6 +72,19 @@ class _Watch:
     def _imported(self) -> None:
         self._called = True
         self._call()
+
+
+def _imported_meanwhile(name: str) -> ModuleSpec | None:
+    """A way to what is being looked for, if the function has imported it by now: it must not be loaded again."""
+    module = sys.modules.get(name)
+    if module is None:
+        return None
+    from importlib.machinery import ModuleSpec
+
+    own = module.__spec__
+    # Of a module that turns out to be there, importlib takes the spec that it has.
+    module.__spec__ = ModuleSpec(name, _ImportedLoader(module), origin=own.origin if own else None)
+    return module.__spec__
 
 
 class _CallingLoader(Loader):
@@ -87,3 +102,16 @@ class _CallingLoader(Loader):
             module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         self._call()
+
+
+class _ImportedLoader(Loader):
+    """Has a module that exists imported as it is, and gives it its own spec back."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, _spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec

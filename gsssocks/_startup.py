@@ -38,8 +38,9 @@ _started = False
 
 
 def start() -> None:
-    """Installs the patch if the environment asks for it: now, or as soon as the program imports `socket`, if nothing
-    can be wrong with what the environment says. May be called more than once: `.pth` and sitecustomize both do.
+    """Installs the patch if the environment asks for it: now; or if nothing can be wrong with what it says, as soon as
+    the program imports `socket`, `threading`, or what has to do with them. May be called more than once: `.pth` and
+    sitecustomize both do.
 
     Never raises: site would print the error and let the program run on, past the proxy. Ends the process instead.
     """
@@ -52,27 +53,46 @@ def start() -> None:
         del os.environ[INJECT]
     # As it is now: what the program makes of its environment later is not the operator's word.
     environ = dict(os.environ)
-    if "socket" in sys.modules or not (evidently_right(environ) and all(map(_is_there, _NEEDED))):
-        _install(environ, asked)
-        return
-    packages = {"gsssocks", *_NEEDED, *(library.partition(".")[0] for library in LIBRARIES)}
-    wait_for("socket", or_before=packages, call=lambda: _install(environ, asked))
+    try:
+        if _may_wait(environ):
+            packages = {"gsssocks", *_not_before()}
+            wait_for("socket", or_before=packages, call=lambda: _install_or_refuse(environ, asked))
+        else:
+            _install(environ)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the program must not run past the proxy
+        _refuse(error, asked)
+
+
+def _may_wait(environ: Mapping[str, str]) -> bool:
+    if not sys.modules.keys().isdisjoint(("socket", *_not_before())):
+        return False
+    return evidently_right(environ) and all(map(_is_there, _NEEDED))
+
+
+def _not_before() -> set[str]:
+    """What must not be imported before the patch is there: `threading`, since another thread might use `socket` while
+    it is being made; and what imports one of the two and is imported, or covered, by the patch."""
+    return {"threading", "logging", *_NEEDED, *(library.partition(".")[0] for library in LIBRARIES)}
 
 
 def _is_there(package: str) -> bool:
     # As importlib.util.find_spec, which would have to be imported.
-    return any(finder.find_spec(package, None) for finder in sys.meta_path)
+    return any(finder.find_spec(package, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
 
 
-def _install(environ: Mapping[str, str], asked: str) -> None:
+def _install_or_refuse(environ: Mapping[str, str], asked: str) -> None:
     try:
-        _import_wrapt()
-        from ._config import Settings
-        from ._patch import activate
-
-        activate(Settings.load(environ=environ))
+        _install(environ)
     except Exception as error:  # noqa: BLE001  # whatever it is, the program must not run past the proxy
         _refuse(error, asked)
+
+
+def _install(environ: Mapping[str, str]) -> None:
+    _import_wrapt()
+    from ._config import Settings
+    from ._patch import activate
+
+    activate(Settings.load(environ=environ))
 
 
 def _import_wrapt() -> None:

@@ -33,7 +33,16 @@ class TestImport:
     @pytest.mark.parametrize(
         "module",
         [
-            *("socket", "_socket, socket", "asyncio", "email.utils", "ftplib", "http.client", "importlib.metadata"),
+            *(
+                "socket",
+                "threading",
+                "_socket, socket",
+                "asyncio",
+                "email.utils",
+                "ftplib",
+                "http.client",
+                "importlib.metadata",
+            ),
             *("logging.handlers", "multiprocessing.connection", "smtplib", "socketserver", "ssl", "urllib.request"),
             *("gssapi", "gsssocks.cli", "gsssocks.exceptions", "gsssocks.server", "socks", "wrapt"),
             *("OpenSSL.SSL", "django.core.mail", "dns.resolver", "flask", "gunicorn.app.base", "requests", "trio"),
@@ -43,6 +52,24 @@ class TestImport:
     def test_whatever_imports_it_first(self, env: Env, module: str) -> None:
         done = inside("-c", f"import {module}\n{PROXIED}", env=env)
         assert (done.stdout, done.stderr) == ("True\n", "")
+
+    @pytest.mark.parametrize(
+        ("program", "same"),
+        [
+            ("import socks; first = socks.ProxyError", "gsssocks.ProxyError.__mro__[1]"),
+            ("from gsssocks import Proxy as first", "type(gsssocks.status().settings.proxies[0])"),
+            ("import gsssocks.exceptions as first", "sys.modules['gsssocks.exceptions']"),
+            ("from threading import Thread as first", "sys.modules['logging'].threading.Thread"),
+            ("import wrapt as first", "sys.modules['gsssocks._patch'].wrapt"),
+        ],
+    )
+    def test_nothing_is_imported_twice(self, env: Env, program: str, same: str) -> None:
+        done = inside("-c", f"{program}\nimport gsssocks, sys; print(first is {same})", env=env)
+        assert (done.stdout, done.stderr) == ("True\n", "")
+
+    def test_what_was_imported_on_the_way_has_its_own_loader(self, env: Env) -> None:
+        program = "import socks; print(socks.__spec__.loader is socks.__loader__, type(socks.__loader__).__name__)"
+        assert inside("-c", program, env=env).stdout == "True SourceFileLoader\n"
 
     def test_by_a_name_of_the_package(self, env: Env) -> None:
         done = inside("-c", f"from gsssocks import GSSSocket, install\n{PROXIED}", env=env)

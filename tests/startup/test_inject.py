@@ -150,6 +150,12 @@ class TestActive:
         injected.hook.with_name("z_earlier.pth").write_text("import gsssocks; gsssocks.status()\n")
         assert start(injected.python, "-c", PROXIED, env=env).stdout == "True\n"
 
+    def test_a_finder_of_the_kind_before_find_spec(self, injected: Environment, env: Env) -> None:
+        old = "import sys; sys.meta_path.insert(0, type('Old', (), {'find_module': lambda *_: None})())\n"
+        injected.hook.with_name("a_finder.pth").write_text(old)
+        done = start(injected.python, "-c", PROXIED, env=env)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
     def test_a_wrong_set_up_stops_the_program(self, injected: Environment, env: Env) -> None:
         done = start(injected.python, "-c", "print('ran')", env={**env, "GSSSOCKS_PROXY": "http://wrong"})
         assert (done.returncode, done.stdout) == (EX_CONFIG, "")
