@@ -47,9 +47,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LINGER", "ProtectedStream"]
 
-READ_SIZE = 256 * 1024
-"""Octets looked at in one go, at most: four full messages. Larger is no faster, and the buffers are shared
-(`_Buffer`)."""
+READ_SIZE = 66 * 1024
+"""Octets looked at in one go, at most: a full message (65,539 octets), the octet that may lie before it, and no second
+full one. Of two, an application that asks for 64 KiB would get nearly all of the first and a little of the second, for
+which both have to be copied; one alone is handed out as it is. What is looked at beyond it would be copied in vain."""
 MIN_READ_SIZE = 16 * 1024
 SHORT = 4096
 """Octets, at most, of a last message that leaves by the same system call as the full one before it."""
@@ -288,7 +289,7 @@ class ProtectedStream:
         if not records.plaintext:
             self._settle(transport)
         with _Buffer() as buffer:
-            look = max(MIN_READ_SIZE, records.hint, min(2 * size, READ_SIZE))
+            look = max(MIN_READ_SIZE, records.hint, 2 * size)
             view = buffer[: min(look + self._used_up, READ_SIZE)]
             count = transport.peek(view)
             if count is None or (count and count == self._used_up):
