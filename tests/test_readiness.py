@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Ready = Callable[[socket.socket, float], bool]
 
 MESSAGE = b"a whole message"
+LONG = b"a" * 40_000, b"b" * 40_000
+"""Two messages that are more than is looked at in one go."""
 
 
 # Ways to ask
@@ -126,6 +128,16 @@ def test_not_readable_when_several_messages_were_taken_at_once(pair: Pair, reada
 
 
 @every_way
+def test_readable_until_the_last_of_long_messages_is_taken(pair: Pair, readable: Ready) -> None:
+    arrive(pair, *LONG)
+    taken = b""
+    while taken != b"".join(LONG):
+        assert readable(pair[0], 0), f"only {len(taken)} octets have been taken"
+        taken += pair[0].recv(100_000)
+    assert not readable(pair[0], 0)
+
+
+@every_way
 @pytest.mark.parametrize("flags", [0, socket.MSG_DONTWAIT, socket.MSG_PEEK])
 def test_not_readable_when_a_receive_has_found_the_beginning_of_a_message(
     pair: Pair, readable: Ready, flags: int
@@ -179,6 +191,14 @@ def test_readable_after_a_look(pair: Pair, readable: Ready) -> None:
     arrive(pair, b"one", b"two")
     assert pair[0].recv(100, socket.MSG_PEEK) == b"onetwo"
     assert readable(pair[0], 0)
+
+
+def test_each_look_at_long_messages_finds_more_and_takes_nothing(pair: Pair) -> None:
+    arrive(pair, *LONG)
+    assert pair[0].recv(100_000, socket.MSG_PEEK) == LONG[0]
+    assert pair[0].recv(100_000, socket.MSG_PEEK) == b"".join(LONG)
+    assert pair[0].recv(100_000) == b"".join(LONG)
+    assert not polled(pair[0])
 
 
 @every_way
