@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Callable
 
@@ -253,3 +255,16 @@ class TestTunnelledPair:
         sock.close()
         with pytest.raises(AssertionError, match="inside a message, after 5 octets"):
             peer.read_to_end()
+
+
+def test_a_pair_may_be_the_first_use_of_the_package() -> None:
+    program = (
+        "from gsssocks.testing import tunnelled_pair\n"
+        "sock, peer = tunnelled_pair()\n"
+        "peer.send(b'data')\n"
+        "print(sock.recv(4))\n"
+        "sock.close()\n"
+        "peer.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("b'data'\n", "")

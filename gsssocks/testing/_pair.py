@@ -24,7 +24,10 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Callable, Protocol
 
-from gsssocks import _originals
+from gsssocks import (
+    _originals,
+    _socket,  # noqa: F401  # which has what `adopt` makes of a socket
+)
 from gsssocks._config import PROTECTION_LEVELS, Proxy
 from gsssocks._protocol import MAX_TOKEN, Address, MessageType, message_header
 from gsssocks._record import ProtectedRecords
