@@ -70,8 +70,8 @@ class _Watch:
         return None
 
     def _imported(self) -> None:
-        self._called = True
         self._call()
+        self._called = True
 
 
 def _imported_meanwhile(name: str) -> ModuleSpec | None:

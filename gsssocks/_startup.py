@@ -83,8 +83,8 @@ def _is_there(package: str) -> bool:
 def _install_or_refuse(environ: Mapping[str, str], asked: str) -> None:
     try:
         _install(environ)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the program must not run past the proxy
-        _refuse(error, asked)
+    except BaseException as error:  # noqa: BLE001  # after an interrupt, too, it could import an unpatched `socket`
+        _refuse(error, asked, "the program ends here")
 
 
 def _install(environ: Mapping[str, str]) -> None:
@@ -118,12 +118,12 @@ def _standin(name: str) -> ModuleType:
     return standin
 
 
-def _refuse(error: Exception, asked: str) -> None:
-    _say(str(error))
+def _refuse(error: BaseException, asked: str, outcome: str = "the program is not started") -> None:
+    _say(str(error) or type(error).__name__)
     if asked == "warn":
         _say(f"{INJECT}=warn: going on without a proxy")
         return
-    _say(f"the program is not started; {INJECT}=warn would start it without a proxy")
+    _say(f"{outcome}; {INJECT}=warn would have it go on without a proxy")
     os._exit(EX_CONFIG)
 
 

@@ -127,7 +127,15 @@ class TestFailure:
     def test_stops_the_program(self, env: Env) -> None:
         done = inside("-c", self.PROGRAM, env=env)
         assert (done.returncode, done.stdout) == (EX_CONFIG, "ran\n")
-        assert done.stderr.startswith("gsssocks: this wrapt is broken\n")
+        assert done.stderr.startswith("gsssocks: this wrapt is broken\ngsssocks: the program ends here; ")
+
+    def test_an_interrupt_stops_it_too(self, env: Env, tmp_path: Path) -> None:
+        """The program might go on, and import `socket` again."""
+        (tmp_path / "wrapt.py").write_text("raise KeyboardInterrupt")
+        program = "try: import socket\nexcept KeyboardInterrupt: import socket\nprint('went on')"
+        done = inside("-c", program, env=env)
+        assert (done.returncode, done.stdout) == (EX_CONFIG, "")
+        assert done.stderr.startswith("gsssocks: KeyboardInterrupt\n")
 
     def test_warns_if_told_to(self, env: Env) -> None:
         done = inside("-c", self.PROGRAM, env=env, options=("--warn",))
