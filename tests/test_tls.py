@@ -7,7 +7,6 @@ import hashlib
 import select
 import socket
 import ssl
-import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
@@ -539,8 +538,9 @@ class TestFailures:
                     return encrypted.recv(1)
 
             end = same_as_plain(read)
-        # Python 3.9 does not notice it with OpenSSL 3.
-        assert end.value == b"" if sys.version_info < (3, 10) else end.failure is not None
+        # Python 3.9 and early releases of 3.11 ask OpenSSL 3 not to notice it; an older OpenSSL has no such option.
+        ignored = client_context.options & getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+        assert end.value == b"" if ignored else end.failure is not None
 
     def test_damaged_record(self, failing_alike: FailingAlike, server_context: ssl.SSLContext) -> None:
         def damage(encrypted: ssl.SSLSocket) -> None:
