@@ -35,6 +35,13 @@ def realm() -> Iterator[Realm]:
         yield started
 
 
+@pytest.fixture
+def in_the_realm(realm: Realm) -> Iterator[None]:
+    """This process has the realm's configuration, alice's ticket and the proxy's keytab."""
+    with realm.activate():
+        yield
+
+
 @pytest.fixture(scope="session")
 def dante_confidentiality(realm: Realm) -> Iterator[Dante]:
     """Dante that accepts level 2 alone."""

@@ -26,21 +26,15 @@ if TYPE_CHECKING:
 
     import trustme
 
-    from gsssocks.testing import Realm
     from tests.peers.dante import Dante
 
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
+pytestmark = pytest.mark.usefixtures("in_the_realm")
 
 
-@pytest.fixture(params=["integrity", "confidentiality"])
-def proxy(request: pytest.FixtureRequest) -> Proxy:
+@pytest.fixture
+def proxy(dante: Dante) -> Proxy:
     """Dante at one level, and then at the other; the client asks for that one."""
-    dante: Dante = request.getfixturevalue(f"dante_{request.param}")
-    return Proxy(dante.host, dante.port, protection=request.param)
+    return Proxy.from_url(dante.url(protection=dante.enctype))
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ class TestCache:
 
 class TestKeytab:
     def test_gets_its_own_ticket(self, realm: Realm, dante: Dante, echo: EchoServer) -> None:
-        level = "confidentiality" if dante._enctype == "confidentiality" else "integrity"
+        level = "confidentiality" if dante.enctype == "confidentiality" else "integrity"
         proxy = named(dante, keytab=realm.client_keytab, principal=realm.principal, protection=level)
         assert initiator(proxy, echo.address) == realm.principal
 

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from gsssocks.testing import Realm
     from tests.peers.targets import EchoServer
 
-pytestmark = pytest.mark.default_python_only
+pytestmark = [pytest.mark.default_python_only, pytest.mark.usefixtures("in_the_realm")]
 
 LIMIT = 60
 # What `gssapi.enctype` calls the level, and what we do.
@@ -102,12 +101,6 @@ data = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
 data.sendall(b"from the client")
 print(data.recv(100).decode())
 """
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 class DanteClient:

@@ -19,7 +19,6 @@ from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import trustme
@@ -28,13 +27,7 @@ if TYPE_CHECKING:
     from tests.peers.targets import EchoServer, HTTPSServer
 
 
-@pytest.fixture
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
-
-
-@pytest.mark.usefixtures("_in_the_realm")
+@pytest.mark.usefixtures("in_the_realm")
 class TestTunnel:
     def test_who_with_whom_by_what(self, realm: Realm, dante_confidentiality: Dante, echo: EchoServer) -> None:
         proxy = Proxy("localhost", dante_confidentiality.port)

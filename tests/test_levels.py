@@ -24,13 +24,9 @@ if TYPE_CHECKING:
     from gsssocks.testing import Realm
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.usefixtures("in_the_realm")
+
 MARKER = b"these octets are easy to find on the wire, unless they are encrypted"
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 @pytest.fixture

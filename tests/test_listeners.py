@@ -28,11 +28,7 @@ if TYPE_CHECKING:
     from gsssocks.testing import Realm
     from tests.peers.dante import Dante
 
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
+pytestmark = pytest.mark.usefixtures("in_the_realm")
 
 
 class TestPatched:

@@ -18,17 +18,11 @@ from tests.peers.host import PATIENCE_SECONDS, Host
 from tests.peers.receiving import receive_exactly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gsssocks.testing import Realm
     from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
+pytestmark = pytest.mark.usefixtures("in_the_realm")
 
 
 @pytest.fixture

@@ -29,13 +29,9 @@ if TYPE_CHECKING:
     from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.usefixtures("in_the_realm")
+
 NTLM = {"mechanism": "ntlmssp", "principal": "DOMAIN\\alice", "password": "s3cret"}
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 @pytest.fixture

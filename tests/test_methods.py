@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
+pytestmark = pytest.mark.usefixtures("in_the_realm")
 
 
 @pytest.fixture(scope="module")

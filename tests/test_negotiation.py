@@ -26,12 +26,14 @@ from gsssocks._protocol import (
 from gsssocks.exceptions import LevelRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from gsssocks._negotiation import Negotiation
     from gsssocks._record import Records
     from gsssocks._security import Granted
     from gsssocks.testing import Realm
+
+pytestmark = pytest.mark.usefixtures("in_the_realm")
 
 REQUEST = Request(Command.CONNECT, Address("target.example", 4711))
 BOUND = Address("198.51.100.7", 1234)
@@ -43,12 +45,6 @@ REFUSAL = TokenMessage(MessageType.REFUSAL).encode()
 CONFIDENTIALITY, INTEGRITY = ProtectionLevel.CONFIDENTIALITY, ProtectionLevel.INTEGRITY
 
 Pieces = Callable[[bytes], "Iterable[bytes]"]
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 def new_client(target: str = "socks@localhost", **options: Any) -> ClientNegotiation:

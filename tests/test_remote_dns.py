@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from gsssocks.testing import Conversation, Realm
     from tests.peers.dante import Dante
 
+pytestmark = pytest.mark.usefixtures("in_the_realm")
+
 NAME = "target.invalid"
 """Known to `proxy`, and to nobody else: no resolver answers names below "invalid" (RFC 6761)."""
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -41,12 +43,6 @@ FUNCTIONS = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex"
 def proxy(realm: Realm) -> Iterator[ProxyServer]:
     with ProxyServer("localhost", keytab=realm.keytab, hosts={NAME: "127.0.0.1"}) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 @pytest.fixture(scope="module")

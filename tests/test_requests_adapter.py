@@ -76,7 +76,7 @@ def server(request: pytest.FixtureRequest) -> HTTPServer:
 
 
 def url_of(dante: Dante, **options: Any) -> str:
-    return dante.url(protection=dante._enctype, **options)
+    return dante.url(protection=dante.enctype, **options)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def test_short_messages(seed: int) -> None:
 
 
 def test_tunnel_through_dante(realm: Realm, dante: Dante) -> None:
-    url = dante.url(protection=dante._enctype)
+    url = dante.url(protection=dante.enctype)
 
     def pair(_: Random) -> tuple[socket.socket, PlainPeer]:
         with socket.create_server(("127.0.0.1", 0)) as listener:

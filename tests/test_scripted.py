@@ -13,17 +13,11 @@ from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gsssocks.testing import Conversation, Realm
 
+pytestmark = pytest.mark.usefixtures("in_the_realm")
+
 TARGET = ("target.example", 4711)
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 def serve(client: Conversation) -> None:

@@ -31,18 +31,13 @@ if TYPE_CHECKING:
     from gsssocks.testing import Realm
     from tests.peers.targets import EchoServer
 
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
+pytestmark = pytest.mark.usefixtures("in_the_realm")
 
 
-@pytest.fixture(params=["integrity", "confidentiality"])
-def proxy(request: pytest.FixtureRequest) -> Proxy:
+@pytest.fixture
+def proxy(dante: Dante) -> Proxy:
     """Dante at one level, and then at the other; the client asks for that one."""
-    dante: Dante = request.getfixturevalue(f"dante_{request.param}")
-    return Proxy(dante.host, dante.port, protection=request.param)
+    return Proxy.from_url(dante.url(protection=dante.enctype))
 
 
 @pytest.fixture
@@ -472,7 +467,7 @@ class TestRoundTrips:
 
     def flights(self, dante: Dante, echo: EchoServer, *, pipelined: bool = True) -> list[str]:
         with CountingRelay(("127.0.0.1", dante.port)) as relay:
-            proxy = Proxy("localhost", relay.port, protection=dante._enctype or "", pipelined=pipelined)
+            proxy = Proxy("localhost", relay.port, protection=dante.enctype or "", pipelined=pipelined)
             with gsssocks.create_connection(echo.address, PATIENCE_SECONDS, proxy=proxy):
                 pass
         (flights,) = relay.flights
@@ -486,7 +481,7 @@ class TestRoundTrips:
 
     def test_first_data_takes_one_more(self, dante: Dante, echo: EchoServer) -> None:
         with CountingRelay(("127.0.0.1", dante.port)) as relay:
-            proxy = Proxy("localhost", relay.port, protection=dante._enctype or "")
+            proxy = Proxy("localhost", relay.port, protection=dante.enctype or "")
             with gsssocks.create_connection(echo.address, PATIENCE_SECONDS, proxy=proxy) as sock:
                 assert echoes(sock)
         assert relay.flights == [["client", "server"] * 3]

@@ -34,16 +34,12 @@ if TYPE_CHECKING:
     from gsssocks._udp import Dropped
     from gsssocks.testing import Realm
 
+pytestmark = pytest.mark.usefixtures("in_the_realm")
+
 # What Kerberos adds to a message (AES-256), by level, and the header in front of it (RFC 1961, section 3.4).
 _OVERHEAD = {"integrity": 28 + 4, "confidentiality": 60 + 4}
 _UDP_MAXIMUM = 65507
 _IPV4_HEADER = 10  # RSV, FRAG, ATYP, address and port (RFC 1928, section 7)
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +49,7 @@ def echo() -> Iterator[UDPEcho]:
 
 
 def through(dante: Dante, **options: Any) -> Proxy:
-    return Proxy.from_url(dante.url(), **{"protection": dante._enctype, **options})
+    return Proxy.from_url(dante.url(), **{"protection": dante.enctype, **options})
 
 
 def udp(proxy: Proxy, family: int = socket.AF_INET) -> GSSSocket:
@@ -86,7 +82,7 @@ def test_everything_that_moves_data_is_decided_anew() -> None:
 
 
 def test_datagrams_of_every_size_come_back(dante: Dante, echo: UDPEcho) -> None:
-    largest = _UDP_MAXIMUM - _OVERHEAD[str(dante._enctype)] - _IPV4_HEADER
+    largest = _UDP_MAXIMUM - _OVERHEAD[str(dante.enctype)] - _IPV4_HEADER
     with udp(through(dante)) as sock:
         for size in (0, 1, 100, 1400, 1500, 9000, 65000, largest):
             assert sock.sendto(octets(size), echo.address) == size
@@ -94,7 +90,7 @@ def test_datagrams_of_every_size_come_back(dante: Dante, echo: UDPEcho) -> None:
 
 
 def test_larger_than_the_largest_is_refused_with_its_size(dante: Dante, echo: UDPEcho) -> None:
-    largest = _UDP_MAXIMUM - _OVERHEAD[str(dante._enctype)] - _IPV4_HEADER
+    largest = _UDP_MAXIMUM - _OVERHEAD[str(dante.enctype)] - _IPV4_HEADER
     with udp(through(dante)) as sock:
         with pytest.raises(OSError, match=rf"{largest + 1} octets is too long: {largest} at most") as raised:
             sock.sendto(bytes(largest + 1), echo.address)

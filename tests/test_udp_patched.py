@@ -31,13 +31,9 @@ if TYPE_CHECKING:
     from gsssocks.testing import Conversation, Realm
     from tests.peers.dante import Dante
 
+pytestmark = pytest.mark.usefixtures("in_the_realm")
+
 NAMES = {"www.example.test": "192.0.2.80", "mail.example.test": "192.0.2.25"}
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def arrived(sock: socket.socket, patience: float) -> list[int]:
 @pytest.mark.default_python_only
 def test_what_is_delivered_is_whole_and_delivered_once(realm: Realm, dante: Dante, detour: Detour) -> None:
     received: list[int] = []
-    proxy = Proxy.from_url(dante.url(protection=dante._enctype))
+    proxy = Proxy.from_url(dante.url(protection=dante.enctype))
     with realm.activate(), UDPEcho() as echo, GSSSocket(socket.AF_INET, socket.SOCK_DGRAM, proxy=proxy) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         sock.setblocking(False)

@@ -15,20 +15,15 @@ from tests.peers.datagrams import udp_socket
 from tests.peers.host import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
     from gsssocks._protocol import Request
     from gsssocks._udp import Dropped
-    from gsssocks.testing import Conversation, Realm
+    from gsssocks.testing import Conversation
+
+pytestmark = pytest.mark.usefixtures("in_the_realm")
 
 TARGET = Address("192.0.2.53", 53)
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm) -> Iterator[None]:
-    with realm.activate():
-        yield
 
 
 class Relay:

@@ -58,7 +58,7 @@ class Dante:
         bind_replies: bool = True,
     ) -> None:
         self._realm = realm
-        self._enctype = enctype
+        self.enctype = enctype
         self._nec = nec
         self._debug = debug
         self._buffer_size = buffer_size
@@ -89,6 +89,12 @@ class Dante:
         """Its TCP port."""
         assert self._port is not None
         return self._port.number
+
+    @property
+    def process_group(self) -> int:
+        """Number of the group that all of its processes are in, and nothing else."""
+        assert self._daemon is not None
+        return self._daemon.process.pid
 
     def url(self, **options: object) -> str:
         """The proxy's URL.
@@ -146,7 +152,7 @@ class Dante:
 
     def _configuration(self) -> str:
         user = pwd.getpwuid(os.getuid()).pw_name
-        method = "gssapi" if self._enctype else "none"
+        method = "gssapi" if self.enctype else "none"
         return f"""
 logoutput: {self._directory / "log"}
 debug: {self._debug}
@@ -189,10 +195,10 @@ socks pass {{
         )
 
     def _terms(self) -> str:
-        if self._enctype is None:
+        if self.enctype is None:
             return ""
         keytab = f"gssapi.keytab: FILE:{self._realm.keytab}"
-        return f"{keytab}\n    gssapi.servicename: socks\n    gssapi.enctype: {self._enctype}"
+        return f"{keytab}\n    gssapi.servicename: socks\n    gssapi.enctype: {self.enctype}"
 
     def _await_answer(self, daemon: Daemon) -> None:
         deadline = time.monotonic() + _START_LIMIT_SECONDS
@@ -203,7 +209,7 @@ socks pass {{
             time.sleep(0.02)
 
     def _answers(self, family: int, address: str) -> bool:
-        method = _GSSAPI if self._enctype else _NO_AUTHENTICATION
+        method = _GSSAPI if self.enctype else _NO_AUTHENTICATION
         probe = _socket.socket(family, _socket.SOCK_STREAM)
         try:
             probe.settimeout(_START_LIMIT_SECONDS)

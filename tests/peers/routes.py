@@ -23,7 +23,7 @@ __all__ = ["Outcome", "SameAsPlain", "tunnelled"]
 def tunnelled(realm: Realm, dante: Dante) -> Iterator[None]:
     """Every TCP connection of this process goes through `dante`, which must have granted one at least in the end."""
     granted = dante.connections()
-    with realm.activate(), gsssocks.installed(dante.url(protection=dante._enctype), no_proxy=[]):
+    with realm.activate(), gsssocks.installed(dante.url(protection=dante.enctype), no_proxy=[]):
         yield
     # Its log may be a moment behind a connection over which nothing has been sent.
     deadline = time.monotonic() + PATIENCE_SECONDS

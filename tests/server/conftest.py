@@ -12,18 +12,11 @@ from tests.peers.by_hand import descriptors, server_threads, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gsssocks.testing import Realm
     from tests.peers.targets import EchoServer
 
 
 @pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm, echo: EchoServer) -> Iterator[None]:
-    with realm.activate():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(_in_the_realm: None) -> Iterator[None]:
+def _leaves_nothing(in_the_realm: None, echo: EchoServer) -> Iterator[None]:
     """No thread, and no more descriptors than before; targets in this process close theirs a little later."""
     before = descriptors()
     yield

@@ -27,7 +27,6 @@ from tests.peers.by_hand import (
     ByHand,
     Exhausted,
     Target,
-    descriptors,
     last_session,
     receive_all,
     received,
@@ -45,27 +44,6 @@ if TYPE_CHECKING:
     from gsssocks.testing import Realm
 
 LEVELS = {"integrity": 1, "confidentiality": 2, "selective": 3}
-
-
-@pytest.fixture(autouse=True)
-def _in_the_realm(realm: Realm, echo: EchoServer) -> Iterator[None]:
-    with realm.activate():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(_in_the_realm: None) -> Iterator[None]:
-    """No thread, and no more descriptors than before; targets in this process close theirs a little later."""
-    before = descriptors()
-    yield
-    assert not server_threads()
-    until(lambda: descriptors() <= before)
-
-
-@pytest.fixture
-def proxy() -> Iterator[ProxyServer]:
-    with ProxyServer() as server:
-        yield server
 
 
 def has_left(sock: socket.socket) -> bool:
