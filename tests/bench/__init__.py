@@ -7,6 +7,7 @@ and no time is ever asserted.
     client      one run of one client: the process that is measured
     workloads   what every client runs, the same for all
     ceiling     the same for GSS-API alone
+    load        how busy the proxy is meanwhile
     servers     source, sink and echo, behind the proxy
     gsspeer     a proxy's end that wraps before the clock starts and unwraps after it has stopped
     report      medians, ratios, tables

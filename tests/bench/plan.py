@@ -11,14 +11,22 @@ from .client import Task
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from tests.peers.dante import Dante
+
     from .stage import Stage
 
-__all__ = ["DANTE", "FULL_SCALE", "QUICK_SCALE", "TABLES", "Contestant", "Metric", "Scale", "Trial", "trials"]
+    _TaskThrough = Callable[[Stage, Dante], Task]
+
+__all__ = ["BUSY", "DANTE", "FULL_SCALE", "QUICK_SCALE", "TABLES", "Contestant", "Metric", "Scale", "Trial", "trials"]
 
 GSSSOCKS = "gsssocks"
 DANTE = "Dante's client"
 PYSOCKS = "PySocks, unprotected"
 GSSAPI = "GSS-API alone"
+
+BUSY = "proxy"
+"""Key of the metric that tells how much of the time the proxy was busy. Near 100 %, the rate is the proxy's own, and no
+client's."""
 
 LEVELS = ("integrity", "confidentiality")
 
@@ -52,12 +60,14 @@ class Metric:
 
     Attributes:
         key: its name in the results of the workload.
+        judged: whether more or less of it is better at all.
     """
 
     key: str
     title: str
     unit: str
     more_is_better: bool = False
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,21 +115,21 @@ def _through_dante(level: str, scale: Scale) -> Iterator[Trial]:
         f"download-{level}",
         level,
         _bulk_metrics("download", level),
-        _on_target("download", octets=octets),
+        _bulk("download", octets=octets),
         Task("unwrap", full),
     )
     yield _race(
         f"upload-{level}",
         level,
         _bulk_metrics("upload", level),
-        _on_target("upload", octets=octets, piece=65536),
+        _bulk("upload", octets=octets, piece=65536),
         Task("wrap", full),
     )
     yield _race(
         f"upload-4k-{level}",
         level,
         _bulk_metrics("upload in 4 KiB writes", level),
-        _on_target("upload", octets=octets // 4, piece=4096),
+        _bulk("upload", octets=octets // 4, piece=4096),
         Task("wrap", {"confidential": confidential, "frame": 4096, "count": octets // 4 // 4096}),
     )
     yield _race(
@@ -141,22 +151,26 @@ def _bulk_metrics(what: str, level: str) -> list[Metric]:
     return [
         Metric("rate", f"{what}, {level}", "MB/s", more_is_better=True),
         Metric("cpu", f"{what}, {level}: client's CPU time", "s/GB"),
+        Metric(BUSY, f"{what}, {level}: the proxy is busy", "%", judged=False),
     ]
 
 
-def _on_target(workload: str, **options: Any) -> Callable[[Stage], Task]:
-    return lambda stage: Task(workload, {"port": stage.target, **options})
+def _on_target(workload: str, **options: Any) -> _TaskThrough:
+    return lambda stage, _: Task(workload, {"port": stage.target, **options})
 
 
-def _race(
-    name: str, level: str, metrics: Sequence[Metric], task: Callable[[Stage], Task], ceiling: Task | None = None
-) -> Trial:
+def _bulk(workload: str, **options: Any) -> _TaskThrough:
+    return lambda stage, proxy: Task(workload, {"port": stage.target, "proxy": proxy.process_group, **options})
+
+
+def _race(name: str, level: str, metrics: Sequence[Metric], task: _TaskThrough, ceiling: Task | None = None) -> Trial:
     """All clients at a level through Dante, and GSS-API alone where it has a share in the workload."""
 
     def contestants(stage: Stage) -> list[Contestant]:
+        protected, plain = stage.dante(level), stage.dante(None)
         entries = [
-            *_protected(stage, task(stage), level, stage.dante(level).port),
-            Contestant(PYSOCKS, replace(task(stage), way="pysocks", proxy=stage.dante(None).port)),
+            *_protected(stage, task(stage, protected), level, protected.port),
+            Contestant(PYSOCKS, replace(task(stage, plain), way="pysocks", proxy=plain.port)),
         ]
         return entries if ceiling is None else [*entries, Contestant(GSSAPI, ceiling)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .plan import DANTE, TABLES, Metric
+from .plan import BUSY, DANTE, TABLES, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class Row:
         return statistics.median(self.samples[contestant])
 
     def ratio(self, other: str) -> float:
-        """How much better the subject is than another; above 1 is better, whatever the metric."""
+        """How much better the subject is than another; above 1 is better, whatever the metric that can be judged."""
         pairs = zip(self.samples[self.subject], self.samples[other])
         ratios = (
             _quotient(own, others) if self.metric.more_is_better else _quotient(others, own) for own, others in pairs
@@ -70,7 +70,11 @@ def rows_of(trial: Trial, results: Mapping[str, Sequence[Mapping[str, float]]]) 
             trial.name,
             trial.table,
             metric,
-            {contestant: [result[metric.key] for result in rounds] for contestant, rounds in results.items()},
+            {
+                contestant: [result[metric.key] for result in rounds]
+                for contestant, rounds in results.items()
+                if metric.key in rounds[0]
+            },
         )
         for metric in trial.metrics
     ]
@@ -85,9 +89,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
 def shortfalls(rows: Sequence[Row]) -> list[str]:
     """The rows in which Dante's client is not beaten, or a connection takes more memory than it may."""
     behind = [
-        f"{row.metric.title}: {row.ratio(DANTE):.2f} of {DANTE}"
+        f"{row.metric.title}: {row.ratio(DANTE):.2f} of {DANTE}{_proxy_share(row, rows)}"
         for row in rows
-        if DANTE in row.samples and row.ratio(DANTE) <= 1
+        if row.metric.judged and DANTE in row.samples and row.ratio(DANTE) <= 1
     ]
     heavy = [
         f"{row.metric.title}: {row.median(row.subject):.1f} KiB, more than {MEMORY_BAR_KIB}"
@@ -95,6 +99,14 @@ def shortfalls(rows: Sequence[Row]) -> list[str]:
         if row.table == "memory" and row.median(row.subject) > MEMORY_BAR_KIB
     ]
     return behind + heavy
+
+
+def _proxy_share(row: Row, rows: Sequence[Row]) -> str:
+    for busy in rows:
+        if (busy.name, busy.metric.key) == (row.name, BUSY):
+            with_own, with_other = busy.median(busy.subject), busy.median(DANTE)
+            return f"; the proxy was busy {with_own:.0f} % of the time, with {DANTE} {with_other:.0f} %"
+    return ""
 
 
 def _table(title: str, rows: Sequence[Row]) -> str:
@@ -109,7 +121,7 @@ def _table(title: str, rows: Sequence[Row]) -> str:
 
 def _cells(row: Row, columns: Sequence[str], others: Sequence[str]) -> list[str]:
     values = [_number(row.median(name)) if name in row.samples else "–" for name in columns]
-    ratios = [f"{row.ratio(name):.2f}" if name in row.samples else "–" for name in others]
+    ratios = [f"{row.ratio(name):.2f}" if row.metric.judged and name in row.samples else "–" for name in others]
     return [row.metric.title, row.metric.unit, *values, *ratios]
 
 
@@ -146,6 +158,6 @@ def _row_data(row: Row) -> dict[str, Any]:
         "unit": row.metric.unit,
         "more_is_better": row.metric.more_is_better,
         "median": {name: row.median(name) for name in row.samples},
-        "ratio": {name: row.ratio(name) for name in row.samples if name != row.subject},
+        "ratio": {name: row.ratio(name) for name in row.samples if row.metric.judged and name != row.subject},
         "samples": row.samples,
     }

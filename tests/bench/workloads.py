@@ -13,6 +13,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Callable
 
+from .load import cpu_seconds_by_process
 from .servers import DOWNLOAD, ECHO, UPLOAD, command
 
 if TYPE_CHECKING:
@@ -29,9 +30,15 @@ _MESSAGE = bytes(64)
 
 
 class Stopwatch:
-    """Time on the clock and CPU time of this process, from its creation to the call of `results`."""
+    """Time on the clock and CPU time of this process, from its creation to the call of `results`.
 
-    def __init__(self) -> None:
+    Args:
+        proxy: process group of the proxy, to tell how much of the time it was busy.
+    """
+
+    def __init__(self, proxy: int | None = None) -> None:
+        self._proxy = proxy
+        self._proxy_cpu = cpu_seconds_by_process(proxy) if proxy else {}
         self._cpu = _cpu_seconds()
         self._clock = time.perf_counter()
 
@@ -39,11 +46,19 @@ class Stopwatch:
         """What it took to move so many octets, in so many messages."""
         elapsed = time.perf_counter() - self._clock
         cpu = _cpu_seconds() - self._cpu
-        return {
+        results = {
             "rate": octets / elapsed / 1e6,
             "cpu": cpu / octets * 1e9,
             "each": elapsed / max(messages, 1) * 1e6,
         }
+        if self._proxy:
+            results["proxy"] = self._busiest(self._proxy) / elapsed * 100
+        return results
+
+    def _busiest(self, group: int) -> float:
+        # Dante relays a connection in one process, on one core at a time; the others only look on.
+        now = cpu_seconds_by_process(group)
+        return max(seconds - self._proxy_cpu.get(process, 0.0) for process, seconds in now.items())
 
 
 def _cpu_seconds() -> float:
@@ -51,11 +66,11 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def download(port: int, octets: int) -> dict[str, float]:
-    """Receives `octets` from the source, 64 KiB a call at most."""
+def download(port: int, octets: int, proxy: int) -> dict[str, float]:
+    """Receives `octets` from the source, 64 KiB a call at most. `proxy` is its process group."""
     with socket.create_connection((_HOST, port)) as sock:
         _download(sock, _WARM_UP)
-        watch = Stopwatch()
+        watch = Stopwatch(proxy)
         _download(sock, octets)
         return watch.results(octets)
 
@@ -73,11 +88,12 @@ def _receive(sock: socket.socket, octets: int) -> None:
         octets -= len(piece)
 
 
-def upload(port: int, octets: int, piece: int) -> dict[str, float]:
-    """Sends `octets` to the sink, `piece` a call (which divides it), and waits for it to say that all are there."""
+def upload(port: int, octets: int, piece: int, proxy: int) -> dict[str, float]:
+    """Sends `octets` to the sink, `piece` a call (which divides it), and waits for it to say that all are there.
+    `proxy` is its process group."""
     with socket.create_connection((_HOST, port)) as sock:
         _upload(sock, _WARM_UP, piece)
-        watch = Stopwatch()
+        watch = Stopwatch(proxy)
         _upload(sock, octets, piece)
         return watch.results(octets)
 
