@@ -158,7 +158,7 @@ def _run_directly(module: str) -> Results:
         version = "{}.{}".format(*sys.version_info)
         raise RuntimeError(
             f"{sys.executable} has no test.{module}: CPython's own tests are not installed "
-            f"(Debian and Ubuntu have them in libpython{version}-testsuite and libpython3-testsuite)"
+            f"(Debian and Ubuntu have them in libpython{version}-testsuite)"
         )
     return _run(Plan(module, "direct", "", None, [f"test.{test}" for test in NOT_RUN], _SECONDS_PER_TEST), {})
 
