@@ -251,6 +251,11 @@ AUTHENTICATED = "SOCKS5 server authenticated user alice@GSSSOCKS.TEST with GSS-A
 UNPROTECTED = "SOCKS5 access without GSS-API data protection granted"
 
 
+def curl_version() -> str:
+    return subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+@pytest.mark.skipif(curl_version().startswith("8.14."), reason="curl 8.14 hangs behind its token, at Dante's, too")
 class TestCurl:
     """curl 7.88 forgets that it allows GSS-API while it waits for the proxy's choice of a method. So it is told the
     choice before it asks, by a relay."""
@@ -295,7 +300,7 @@ def curl(proxy: ProxyServer, *, nec: bool) -> str:
         for _ in range(50):
             done = subprocess.run(
                 [
-                    *("curl", "--silent", "--verbose", "--socks5-gssapi", "--socks5-gssapi-service", "socks"),
+                    *("curl", "--silent", "--verbose", "--socks5-gssapi", "--proxy-service-name", "socks"),
                     *(*options, "--proxy", f"socks5h://localhost:{relay.port}", "http://127.0.0.1:9/"),
                 ],
                 capture_output=True,
