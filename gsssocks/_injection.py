@@ -4,7 +4,6 @@ environment."""
 from __future__ import annotations
 
 import os
-import shutil
 import sysconfig
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING
 from ._startup import CHILDREN, INJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-__all__ = ["deaf", "environment", "hook_paths", "install_hook", "remove_hook"]
+__all__ = ["FOLDER", "environment", "hook_paths", "install_hook", "remove_hook"]
 
-_FOLDER = Path(__file__).with_name("_inject")
+FOLDER = Path(__file__).with_name("_inject")
+"""What has to be in PYTHONPATH: the folder of our sitecustomize."""
 # Does nothing, and imports nothing, unless the environment asks. What it does then is all here: it has to stop the
 # program also where gsssocks has been uninstalled and the hook has been left behind.
 _HOOK_BODY = """
@@ -45,7 +45,6 @@ _HOOK_FILES = {
     f"{_HOOK_NAME}.start": f"{_HOOK_NAME}:start\n",
     f"{_HOOK_NAME}.pth": _HOOK,
 }
-_LONGEST_LINE = 4096
 
 
 def environment(
@@ -62,13 +61,13 @@ def environment(
     Raises:
         ValueError: Python would not find what starts gsssocks there, and the program would run past the proxy.
     """
-    if PathFinder.find_spec("sitecustomize", [str(_FOLDER)]) is None:
-        raise ValueError(f"{_FOLDER} has no sitecustomize: this installation of gsssocks is not whole; install it anew")
-    if os.pathsep in str(_FOLDER):
+    if PathFinder.find_spec("sitecustomize", [str(FOLDER)]) is None:
+        raise ValueError(f"{FOLDER} has no sitecustomize: this installation of gsssocks is not whole; install it anew")
+    if os.pathsep in str(FOLDER):
         raise ValueError(
-            f"{_FOLDER} cannot stand in PYTHONPATH, which {os.pathsep!r} divides; install gsssocks elsewhere"
+            f"{FOLDER} cannot stand in PYTHONPATH, which {os.pathsep!r} divides; install gsssocks elsewhere"
         )
-    path = [str(_FOLDER), *filter(None, [base.get("PYTHONPATH")])]
+    path = [str(FOLDER), *filter(None, [base.get("PYTHONPATH")])]
     return {
         **base,
         **settings,
@@ -76,58 +75,6 @@ def environment(
         CHILDREN: "1" if children else "0",
         "PYTHONPATH": os.pathsep.join(path),
     }
-
-
-def deaf(command: Sequence[str]) -> str | None:
-    """The option by which `command` makes Python ignore the environment that `environment()` gives it, if there is one.
-
-    Args:
-        command: a program and its arguments; where it is a script, its first line counts, too.
-    """
-    if _is_python(command[0]):
-        return _deafening(command[1:])
-    interpreter = _interpreter(command[0])
-    return _deafening(interpreter[1:]) if interpreter and _is_python(interpreter[0]) else None
-
-
-def _is_python(program: str) -> bool:
-    return os.path.basename(program).startswith(("python", "pypy"))
-
-
-def _deafening(arguments: Sequence[str]) -> str | None:
-    """The first of -I, -E and -S among the interpreter's own options, alone or in a group such as `-Es`."""
-    remaining = iter(arguments)
-    for argument in remaining:
-        if not argument.startswith("-") or argument in ("-", "--"):
-            return None
-        if argument.startswith("--"):
-            continue
-        for position, letter in enumerate(argument[1:], 2):
-            if letter in "IES":
-                return f"-{letter}"
-            if letter in "cm":
-                return None
-            if letter in "WX":
-                if not argument[position:]:
-                    next(remaining, None)
-                break
-    return None
-
-
-def _interpreter(program: str) -> list[str]:
-    """What a script's first line names, without `env`; nothing for what is no script."""
-    path = shutil.which(program)
-    if path is None:
-        return []
-    try:
-        with open(path, "rb") as file:
-            line = file.readline(_LONGEST_LINE)
-    except OSError:
-        return []
-    words = os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
-    if words and os.path.basename(words[0]) == "env":
-        words = [word for word in words[1:] if word != "-S"]
-    return words
 
 
 def hook_paths() -> list[Path]:

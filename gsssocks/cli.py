@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from . import __version__
 from ._check import STATUS, examine
 from ._config import Settings
-from ._injection import deaf, environment, hook_paths, install_hook, remove_hook
+from ._deafness import deaf
+from ._injection import FOLDER, environment, hook_paths, install_hook, remove_hook
 from ._startup import EX_CONFIG, INJECT
 from .server._service import serve
 from .server._settings import OPTIONS, ServiceSettings
@@ -157,7 +158,7 @@ def _run(options: argparse.Namespace) -> int:
         child = environment(os.environ, settings, children=options.children, warn=options.warn)
     except ValueError as error:
         return _failure("run", str(error), EX_CONFIG)
-    ignoring = deaf(options.program)
+    ignoring = deaf(options.program, str(FOLDER))
     if ignoring is not None:
         return _failure("run", f"{ignoring} makes Python ignore the environment: gsssocks cannot get in", EX_CONFIG)
     try:

@@ -38,7 +38,7 @@ FLOORS: dict[str, int] = {
         3: ["_negotiation", "_arguments"],
         2: ["_record", "_config", "_transport"],
         1: ["_gss", "_security", "_protocol", "_descriptor"],
-        0: ["exceptions", "_evident", "_first_import", "_libraries", "_log", "_originals", "_references"],
+        0: ["exceptions", "_deafness", "_evident", "_first_import", "_libraries", "_log", "_originals", "_references"],
     }.items()
     for name in names
 }

@@ -47,6 +47,28 @@ def app(environ, start_response):
 """
 
 
+# Each as it may stand before a command.
+LAUNCHERS = [
+    ("env",),
+    ("env", "-u", "HOME", "--chdir=/", "A=b", "PYTHONSAFEPATH=1"),
+    ("env", "--unset", "HOME", "-C", "/", "--"),
+    ("/usr/bin/env", "-S nice -n 1 env"),
+    ("nice",),
+    ("nice", "-5"),
+    ("nice", "-n", "1", "--"),
+    ("nice", "--adj", "1"),
+    ("nohup",),
+    ("ionice", "-t", "-c", "2", "-n7"),
+    ("ionice", "--class", "idle"),
+    ("timeout", "60"),
+    ("timeout", "-k", "1", "--signal=INT", "--foreground", "60"),
+    ("stdbuf", "-oL", "-e", "0"),
+    ("stdbuf", "--output", "L"),
+    ("setsid", "--wait"),
+    ("nice", "env", "timeout", "60"),
+]
+
+
 def script(directory: Path, text: str, name: str = "program.py") -> Path:
     path = directory / name
     path.write_text(text)
@@ -250,13 +272,69 @@ class TestAWrongSetUp:
 
     @pytest.mark.parametrize(
         ("options", "reason"),
-        [(("-I",), "-I"), (("-E",), "-E"), (("-S",), "-S"), (("-sEu",), "-E"), (("-W", "error", "-I"), "-I")],
+        [
+            (("-I",), "-I"),
+            (("-E",), "-E"),
+            (("-S",), "-S"),
+            (("-sEu",), "-E"),
+            (("-W", "error", "-I"), "-I"),
+            (("-Xutf8", "-I"), "-I"),
+            (("--check-hash-based-pycs", "always", "-I"), "-I"),
+        ],
     )
     def test_python_that_ignores_the_environment(self, env: Env, options: tuple[str, ...], reason: str) -> None:
         said = self.stopped(inside(*options, "-c", "print('ran')", env=env))
         assert said.startswith(f"gsssocks run: {reason} makes Python ignore the environment")
 
-    @pytest.mark.parametrize("first", [f"#!{sys.executable} -Es", "#!/usr/bin/env -S python3 -I"])
+    @pytest.mark.parametrize("launcher", LAUNCHERS, ids=" ".join)
+    def test_python_that_ignores_the_environment_started_by_another(self, env: Env, launcher: tuple[str, ...]) -> None:
+        done = gsssocks("run", "--", *launcher, sys.executable, "-I", "-c", "print('ran')", env=env)
+        assert self.stopped(done).startswith("gsssocks run: -I makes Python ignore the environment")
+
+    @pytest.mark.parametrize("launcher", LAUNCHERS, ids=" ".join)
+    def test_python_started_by_another(self, env: Env, launcher: tuple[str, ...]) -> None:
+        done = gsssocks("run", "--", *launcher, sys.executable, "-c", PROXIED, "-I", env=env)
+        assert outcome(done) == PATCHED
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            (("-i",), "env -i"),
+            (("--ignore-env",), "env -i"),
+            (("-",), "env -"),
+            (("-vi", "HOME=/"), "env -i"),
+            (("-u", "PYTHONPATH"), "env -u PYTHONPATH"),
+            (("--unset=PYTHONPATH",), "env -u PYTHONPATH"),
+            (("A=b", "PYTHONPATH=lib"), "env PYTHONPATH="),
+            (("-S-i HOME=/",), "env -i"),
+            (("nice", "env", "-i"), "env -i"),
+        ],
+    )
+    def test_env_that_takes_it_away(self, env: Env, arguments: tuple[str, ...], reason: str) -> None:
+        done = gsssocks("run", "--", "env", *arguments, sys.executable, "-c", "print('ran')", env=env)
+        assert self.stopped(done).startswith(f"gsssocks run: {reason} makes Python ignore the environment")
+
+    def test_env_that_starts_something_else(self, env: Env) -> None:
+        assert outcome(gsssocks("run", "--", "env", "-i", "echo", "python", "-I", env=env)) == (0, "python -I\n", "")
+
+    def test_env_that_adds_to_the_path(self, env: Env, tmp_path: Path) -> None:
+        script(tmp_path, "", "mine.py")
+        hook = ROOT / "gsssocks" / "_inject"
+        path = os.pathsep.join(map(str, (tmp_path, hook, ROOT)))
+        done = gsssocks(
+            "run", "--", "env", f"PYTHONPATH={path}", sys.executable, "-c", f"import mine; {PROXIED}", env=env
+        )
+        assert outcome(done) == PATCHED
+
+    @pytest.mark.parametrize(
+        "first",
+        [
+            f"#!{sys.executable} -Es",
+            "#!/usr/bin/env -S python3 -I",
+            "#!/usr/bin/env -S -i python3",
+            "#!/usr/bin/env -vSA=b nice -n 1 python3 -I",
+        ],
+    )
     def test_script_whose_python_ignores_the_environment(self, env: Env, tmp_path: Path, first: str) -> None:
         path = script(tmp_path, f"{first}\nprint('ran')\n")
         path.chmod(0o755)
