@@ -39,6 +39,9 @@ __all__ = [
 
 Octets = Union[bytes, bytearray, memoryview]
 
+_IN_NO_NAME = frozenset((*range(0x21), 0x7F, *rb"[\]"))
+"""Octets that no host name has. To a resolver, a backslash makes another character of what follows (RFC 1035, section
+5.1): the name would not be the one that rules have judged. The others would fool whoever reads a log."""
 _HEADER = 4  # ver, mtyp, len (RFC 1961), and VER, CMD/REP, RSV, ATYP (RFC 1928): both four octets
 
 
@@ -170,8 +173,8 @@ class Address:
         name = self.host.encode("ascii") if self.host.isascii() else self.host.encode("idna")
         if not 1 <= len(name) <= 255:
             raise ValueError(f"a host name has 1 to 255 octets in SOCKS 5, not {len(name)}")
-        if b"\0" in name:
-            raise ValueError(f"a host name cannot hold a null character: {self.host!r}")
+        if not _IN_NO_NAME.isdisjoint(name):
+            raise ValueError(f"a host name has no control characters, spaces, brackets and backslashes: {self.host!r}")
         return name
 
     @staticmethod
@@ -193,8 +196,8 @@ class Address:
         if atyp != AddressType.NAME:
             return cls(str(ipaddress.ip_address(data)), port)
         name = data[1:]
-        if not name.isascii() or b"\0" in name:
-            raise ProtocolError(errno.EPROTO, f"the peer sent a host name that is not ASCII: {name!r}")
+        if not name.isascii() or not _IN_NO_NAME.isdisjoint(name):
+            raise ProtocolError(errno.EPROTO, f"the peer sent a host name with characters that none has: {name!r}")
         return cls(name.decode("ascii"), port)
 
 

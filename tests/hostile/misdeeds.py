@@ -510,7 +510,14 @@ AT_THE_REPLY = [
         answers_request(b"\x05\x00\x00\x03\x02\xc3\xa4\x00\x50"),
         ProtocolError,
         errno.EPROTO,
-        "not ASCII",
+        "characters that none has",
+    ),
+    Misdeed(
+        "replies with a name that would forge a line of a log",
+        answers_request(b"\x05\x00\x00\x03\x09x\ngsssock\x00\x50"),
+        ProtocolError,
+        errno.EPROTO,
+        r"characters that none has: b'x\\ngsssock'$",
     ),
 ]
 

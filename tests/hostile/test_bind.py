@@ -44,6 +44,16 @@ def second_reply(code: int = 0, host: str = "192.0.2.1", port: int = 5) -> Calla
     return after_first_reply(lambda client: client.reply(code, host, port))
 
 
+def reply_naming(name: bytes) -> bytes:
+    """A reply that grants, with this as the name bound."""
+    return b"\x05\0\0\x03" + bytes([len(name)]) + name + b"\0\x07"
+
+
+FORGED = pytest.mark.parametrize(
+    "name", [b"x\ngsssocks connected to bank.example:443 through proxy", b"x\x1b[2J"], ids=["line", "escape"]
+)
+
+
 class TestRequest:
     @pytest.mark.parametrize(("code", "number"), [(2, errno.EACCES), (7, errno.EOPNOTSUPP)])
     def test_refusal(self, code: int, number: int) -> None:
@@ -105,6 +115,19 @@ class TestRequest:
         with ScriptedProxy(script) as proxy, listening(proxy.url()) as listener:
             assert listener.getsockname() == ("127.0.0.1", 4711)
 
+    @FORGED
+    def test_a_name_that_would_forge_a_line_of_the_log(self, name: bytes, caplog: pytest.LogCaptureFixture) -> None:
+        def script(client: Conversation) -> None:
+            hear_bind(client)
+            client.send_data(reply_naming(name))
+
+        caplog.set_level("DEBUG", "gsssocks")
+        with ScriptedProxy(script) as proxy, GSSSocket(proxy=proxy.url()) as sock:
+            with pytest.raises(ProtocolError, match="the peer sent a host name with characters that none has"):
+                sock.listen()
+            assert sock.getsockname()[1] == 0
+        assert all(record.getMessage().isprintable() for record in caplog.records)
+
     def test_no_port(self) -> None:
         def script(client: Conversation) -> None:
             hear_bind(client)
@@ -135,6 +158,15 @@ class TestSecondReply:
             with sock:
                 assert address == ("192.0.2.1", 5)
                 assert receive_exactly(sock, 100) == b"data"
+
+    @FORGED
+    def test_a_name_that_would_forge_a_line_of_the_log(self, name: bytes, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("DEBUG", "gsssocks")
+        script = after_first_reply(lambda client: client.send_data(reply_naming(name)))
+        refused = pytest.raises(ProtocolError, match="the peer sent a host name with characters that none has")
+        with ScriptedProxy(script) as proxy, listening(proxy.url()) as listener, refused:
+            listener.accept()
+        assert all(record.getMessage().isprintable() for record in caplog.records)
 
     def test_in_one_message_with_the_first_and_with_data(self) -> None:
         def script(client: Conversation) -> None:

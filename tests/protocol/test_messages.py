@@ -172,14 +172,25 @@ class TestAddress:
         with pytest.raises(ValueError, match="label"):
             Address("ü" * 64, 1).encode()
 
-    def test_null_character_in_a_name_goes_nowhere(self) -> None:
-        with pytest.raises(ValueError, match="null character"):
-            Address("good.example\0.evil.example", 1).encode()
-        with pytest.raises(ProtocolError, match="not ASCII"):
-            Address.decode(b"\x03\x03a\x00b\x00\x01")
+    @pytest.mark.parametrize("character", [*map(chr, range(0x21)), "\x7f", "\\", "[", "]"], ids=ascii)
+    def test_characters_that_no_name_has_go_nowhere(self, character: str) -> None:
+        name = f"good.example{character}evil.example"
+        with pytest.raises(ValueError, match="a host name has no control characters"):
+            Address(name, 1).encode()
+        with pytest.raises(ProtocolError, match="characters that none has") as caught:
+            Address.decode(bytes([3, len(name)]) + name.encode() + b"\0\1")
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize("name", ["_sip._tcp.example.com", "a-b.example.com.", "*", "127.1", "a/b", "a:b@c%d"])
+    def test_other_characters_go_through(self, name: str) -> None:
+        assert Address.decode(Address(name, 1).encode()) == Address(name, 1)
+
+    def test_characters_that_idna_turns_into_such(self) -> None:
+        with pytest.raises(ValueError, match="a host name has no"):
+            Address("b\u00fccher\u3000example", 1).encode()
 
     def test_name_received_must_be_ascii(self) -> None:
-        with pytest.raises(ProtocolError, match="not ASCII"):
+        with pytest.raises(ProtocolError, match="characters that none has"):
             Address.decode(b"\x03\x02\xc3\xa4\x00\x01")
 
     def test_zone_of_an_address_cannot_be_sent(self) -> None:

@@ -191,8 +191,16 @@ class TestProxy:
         with pytest.raises(ValueError, match="bad rule 'permit'"), serving(rules=["permit"]):
             pass
 
-    def test_a_request_for_a_name_with_control_characters_is_judged_and_logged(self) -> None:
-        name = b"a\nb"
+    @pytest.mark.parametrize(
+        "name", [rb"\105nside.test", rb"\inside.test", b"inside.test\n", b"inside .test", b"[inside.test]"]
+    )
+    def test_what_is_no_name_is_neither_judged_nor_looked_up(self, name: bytes) -> None:
+        """The resolver would read another name than the rules do."""
+        hosts = Hosts({"inside.test": "127.0.0.1"})
         request = b"\x05\x01\x00\x03" + bytes([len(name)]) + name + struct.pack("!H", 80)
-        with serving(rules=["deny"]) as proxy, ByHand(proxy) as client:
-            assert client.ask(request) == 2
+        with serving(rules=["deny to=inside.test", "allow"], hosts=hosts) as proxy, ByHand(proxy) as client:
+            assert client.ask(request) == 1
+            assert hosts.asked == []
+            error = last_session(proxy).error
+            assert isinstance(error, gsssocks.ProtocolError)
+            assert str(error).isprintable()
