@@ -8,12 +8,12 @@ import selectors
 import socket
 from typing import TYPE_CHECKING
 
-from gsssocks import _originals
 from gsssocks._protocol import Address
 
-from ._sockets import SocketAddress, accept, beside, listen, local_address, make_prompt, reset_on_close, shown
+from ._sockets import accept, beside, listen, local_address, make_prompt, reset_on_close, shown, source
 
 if TYPE_CHECKING:
+    from gsssocks import _originals
     from gsssocks._transport import Deadline, Transport
 
     from ._rules import Permission
@@ -59,7 +59,7 @@ class Rendezvous:
             self._hosts = {shown(each).host for _, each in found}
             # The client's own family first: it knows what to do with such an address.
             family, peer = next((way for way in found if way[0] == family), found[0])
-            address = _source(family, peer)
+            address = source(family, peer)
         self._listener = listen(family, (address[0], 0, *address[2:]), BACKLOG)
         self.address = local_address(self._listener)
 
@@ -128,14 +128,3 @@ def _is_unspecified(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
-
-
-def _source(family: int, peer: SocketAddress) -> SocketAddress:
-    """The address by which the peer is reached; nothing is sent."""
-    probe = _originals.SocketType(family, socket.SOCK_DGRAM, 0)
-    try:
-        probe.connect(peer)
-        source: SocketAddress = probe.getsockname()
-        return source
-    finally:
-        probe.close()

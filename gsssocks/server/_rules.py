@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from gsssocks._config import Destinations
 from gsssocks._protocol import Command
 
+from ._sockets import is_own
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
@@ -21,6 +23,7 @@ __all__ = ["COMMANDS", "EVERYTHING", "Permission", "Ruleset"]
 COMMANDS = {"connect": Command.CONNECT, "bind": Command.BIND, "udp": Command.UDP_ASSOCIATE}
 EVERYTHING = ("allow",)
 
+_OWN = "@self"
 _CONDITIONS = ("principal", "command", "to")
 
 
@@ -31,9 +34,20 @@ class _Rule:
     principals: Sequence[str]
     commands: Collection[int]
     destinations: Destinations
+    own: bool
+    """Whether the addresses of this machine are among the destinations."""
 
     def concerns(self, principal: str, command: int) -> bool:
         return command in self.commands and any(fnmatch.fnmatchcase(principal, pattern) for pattern in self.principals)
+
+    def covers(self, host: str, address: str, port: int, *, own: bool) -> bool:
+        """Whether a host at this address, which is one of this machine's own or not, is among the destinations."""
+        covers = self.destinations.covers
+        return covers(host, port) or covers(address, port) or (self.own and own)
+
+    def covers_address(self, address: str, port: int, *, own: bool) -> bool:
+        """Whether the address itself is, and not only as one of any."""
+        return self.destinations.covers_address(address, port) or (self.own and own)
 
 
 class Ruleset:
@@ -45,8 +59,9 @@ class Ruleset:
     Args:
         rules: each "allow" or "deny", then its conditions, divided by spaces: "principal=" one of these, where "*"
             stands for any characters; "command=" connect, bind or udp; "to=" one of these destinations, written as in a
-            `no_proxy` list: names, ".suffix", addresses, CIDR blocks, each with a port or without, or "*". Several of a
-            kind are divided by commas. What is left out is any.
+            `no_proxy` list: names, ".suffix", addresses, CIDR blocks, each with a port or without, or "*"; or "@self",
+            every address that this machine has when it is asked for. Several of a kind are divided by commas. What is
+            left out is any.
 
     Raises:
         ValueError: a rule is none; the message quotes it.
@@ -91,7 +106,7 @@ class Permission:
                 if rule.allow:
                     return
                 raise _refusal(destination, rule)
-            if rule.allow and rule.destinations.by_address:
+            if rule.allow and (rule.destinations.by_address or rule.own):
                 return
         raise _refusal(destination, None)
 
@@ -102,17 +117,13 @@ class Permission:
             PermissionError: it is refused.
         """
         port = destination.port
-        first = next((rule for rule in self._rules if self._fits(rule, destination, address)), None)
+        own = any(rule.own for rule in self._rules) and is_own(address)
+        first = next((rule for rule in self._rules if rule.covers(destination.host, address, port, own=own)), None)
         if first is None or not first.allow:
             raise _refusal(destination, first)
-        of_address = next((rule for rule in self._rules if rule.destinations.covers_address(address, port)), None)
-        if of_address is not None and not of_address.allow:
+        of_address = next((rule for rule in self._rules if rule.covers_address(address, port, own=own)), first)
+        if not of_address.allow:
             raise _refusal(destination, of_address)
-
-    @staticmethod
-    def _fits(rule: _Rule, destination: Address, address: str) -> bool:
-        destinations, port = rule.destinations, destination.port
-        return destinations.covers(destination.host, port) or destinations.covers(address, port)
 
 
 def _refusal(destination: Address, rule: _Rule | None) -> PermissionError:
@@ -137,8 +148,9 @@ def _rule(written: str) -> _Rule:
         if not equals or not values.strip(",") or name in said:
             raise _bad(written, f"give {name}= once, its values divided by commas, without spaces")
         said[name] = [value for value in values.split(",") if value]
+    to = said.get("to", ["*"])
     try:
-        destinations = Destinations(said.get("to", ["*"]))
+        destinations = Destinations(entry for entry in to if entry != _OWN)
     except ValueError as error:
         raise _bad(written, str(error)) from None
     return _Rule(
@@ -147,6 +159,7 @@ def _rule(written: str) -> _Rule:
         said.get("principal", ["*"]),
         _commands(written, said.get("command", COMMANDS)),
         destinations,
+        _OWN in to,
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_RULES", "OPTIONS", "Option", "ServiceSettings"]
 
 DEFAULT_PORT = 1080
-DEFAULT_RULES = ("deny to=0.0.0.0/8,127.0.0.0/8,169.254.0.0/16,::,::1,fe80::/10", "allow")
+DEFAULT_RULES = ("deny to=@self,0.0.0.0/8,127.0.0.0/8,169.254.0.0/16,::,::1,fe80::/10", "allow")
 """Not what only this machine can reach, nor, behind link-local addresses, what a cloud tells its machines in
 confidence."""
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import ipaddress
 import os
@@ -20,11 +21,13 @@ __all__ = [
     "accept",
     "adopt",
     "beside",
+    "is_own",
     "listen",
     "local_address",
     "make_prompt",
     "reset_on_close",
     "shown",
+    "source",
     "undelivered",
 ]
 
@@ -34,6 +37,9 @@ BACKLOG = 512
 SocketAddress = tuple[Any, ...]
 """An address as the kernel's calls have it: two items for IPv4, four for IPv6."""
 
+_NOBODYS = {4: "0.0.0.1", 6: "::2"}
+"""Addresses that no machine has."""
+_NOT_OWN = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
@@ -103,6 +109,51 @@ def beside(sock: _originals.SocketType) -> tuple[int, SocketAddress]:
     if ":" not in local.host:
         return socket.AF_INET, (local.host, 0)
     return socket.AF_INET6, (host, 0, *rest)
+
+
+def source(family: int, peer: SocketAddress) -> SocketAddress:
+    """The address by which the peer is reached; nothing is sent."""
+    probe = _originals.SocketType(family, socket.SOCK_DGRAM, 0)
+    try:
+        probe.connect(peer)
+        address: SocketAddress = probe.getsockname()
+        return address
+    finally:
+        probe.close()
+
+
+def is_own(host: str) -> bool:
+    """Whether this address is one of this machine's own; also where that cannot be found out."""
+    ip = ipaddress.ip_address(host)
+    if ip.is_loopback or ip.is_unspecified:
+        return True
+    if ip.is_multicast or not _can_be_bound(host):
+        return False
+    if not _can_be_bound(_NOBODYS[ip.version]):
+        return True
+    # The kernel lets any address be bound (ip_nonlocal_bind). Then it is the source of what is sent to it that tells,
+    # which does not do always: of several addresses in one network, Linux sends from the first.
+    with suppress(OSError):
+        return bool(source(_family(ip.version), (host, 1))[0] == host)
+    return False
+
+
+def _can_be_bound(host: str) -> bool:
+    try:
+        probe = _originals.SocketType(_family(ipaddress.ip_address(host).version), socket.SOCK_DGRAM, 0)
+    except OSError as error:
+        return error.errno not in _NOT_OWN
+    try:
+        probe.bind((host, 0))
+    except OSError as error:
+        return error.errno not in _NOT_OWN
+    finally:
+        probe.close()
+    return True
+
+
+def _family(version: int) -> int:
+    return socket.AF_INET6 if version == 6 else socket.AF_INET
 
 
 def make_prompt(sock: _originals.SocketType) -> None:

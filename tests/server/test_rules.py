@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,10 +12,11 @@ import pytest
 import gsssocks
 from gsssocks._protocol import Address, Command
 from gsssocks.server._rules import Ruleset
+from gsssocks.server._settings import DEFAULT_RULES
 from tests.peers.by_hand import ByHand, last_session, request_for, serving, through
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from tests.peers.targets import EchoServer
 
@@ -126,6 +128,64 @@ class TestDecision:
         with pytest.raises(ValueError) as caught:
             Ruleset([rule])
         assert message in str(caught.value)
+
+
+def addresses_here() -> list[str]:
+    """Addresses of this machine: there is loopback, and where there is a way to other machines, what it begins with."""
+    found = ["127.0.0.1", "127.8.8.8", "::1"]
+    for family, elsewhere in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # sends nothing
+            found.append(probe.getsockname()[0])
+    return found
+
+
+@contextmanager
+def everywhere() -> Iterator[int]:
+    """The port of a server that listens at every address of this machine."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        yield server.getsockname()[1]
+
+
+class TestThisMachine:
+    """`to=@self`."""
+
+    @pytest.mark.parametrize("rules", [["deny to=@self", "allow"], DEFAULT_RULES], ids=["of-its-own", "the-default"])
+    @pytest.mark.parametrize("host", addresses_here())
+    def test_is_denied_under_every_address_it_has(self, host: str, rules: list[str]) -> None:
+        mapped = [host, f"::ffff:{host}"] if ":" not in host else [host]
+        with everywhere() as port, serving(rules=rules) as proxy:
+            for form in mapped:
+                with pytest.raises(gsssocks.ReplyError) as caught:
+                    through(proxy, (form, port))
+                assert caught.value.code == 2
+                assert f"the rule {rules[0]!r} denies it" in str(last_session(proxy).error)
+
+    def test_is_denied_under_every_name_it_has(self) -> None:
+        rules = ["deny to=@self", "allow"]
+        with everywhere() as port, serving(rules=rules, hosts={"inside.test": "127.8.8.8"}) as proxy:
+            for name in ("inside.test", "localhost", socket.gethostname()):
+                with pytest.raises(gsssocks.ReplyError):
+                    through(proxy, (name, port))
+
+    @pytest.mark.parametrize("host", addresses_here())
+    def test_a_rule_before_it_may_allow_an_address(self, host: str) -> None:
+        with everywhere() as port, serving(rules=[f"allow to={host}", *DEFAULT_RULES]) as proxy:
+            through(proxy, (host, port)).close()
+
+    def test_may_be_all_that_is_allowed(self) -> None:
+        with everywhere() as port, serving(rules=["allow to=@self"]) as proxy:
+            through(proxy, ("localhost", port)).close()
+            with pytest.raises(gsssocks.ReplyError):
+                through(proxy, ("198.51.100.7", port))
+
+    @pytest.mark.parametrize("host", ["198.51.100.7", "10.0.0.1", "2001:db8::1", "224.0.0.251", "ff02::fb"])
+    def test_is_no_other(self, host: str) -> None:
+        assert allowed(["deny to=@self", "allow"], host)
+
+    def test_has_no_port(self) -> None:
+        with pytest.raises(ValueError, match="bad destination '@self:80'"):
+            Ruleset(["deny to=@self:80"])
 
 
 class Hosts(dict[str, str]):

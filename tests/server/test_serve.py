@@ -177,7 +177,7 @@ class TestService:
             assert service.status() == 0
             (told,) = service.sessions()
         assert "reply=2" in told
-        assert "the rule 'deny to=0.0.0.0/8,127.0.0.0/8" in told
+        assert "the rule 'deny to=@self,0.0.0.0/8,127.0.0.0/8" in told
 
     def test_in_the_journal_there_is_no_time(self, tmp_path: Path) -> None:
         with running(tmp_path, "--listen", ANYWHERE, JOURNAL_STREAM="8:1") as (service, _):

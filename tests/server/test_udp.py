@@ -284,7 +284,14 @@ class TestHostile:
 
     @pytest.mark.parametrize(
         "octets",
-        [b"", b"\x00\x00\x00", b"\x00\x00\x00\x01\x7f\x00", b"\x00\x01\x00\x01" + bytes(6), b"\x00\x00\x00\x02abcdef"],
+        [
+            b"",
+            b"\x00\x00\x00",
+            b"\x00\x00\x00\x01\x7f\x00",
+            b"\x00\x01\x00\x01" + bytes(6),
+            b"\x00\x00\x00\x02abcdef",
+            b"\x00\x00\x00\x03\x03a\\b\x00\x50",
+        ],
         ids=lambda octets: octets.hex() or "empty",
     )
     def test_a_header_that_is_none(self, proxy: ProxyServer, client: Associated, octets: bytes) -> None:
@@ -367,6 +374,21 @@ class TestRules:
             client.send(("localhost", target[1]), b"x")
             drops(proxy.sessions[-1], "not allowed", 2)
             client.asks(other.address)
+
+    def test_this_machine_is_denied_under_every_address_it_has(self, target: tuple[str, int]) -> None:
+        with serving(rules=["deny to=@self", "allow"]) as proxy, Associated(proxy) as client:
+            for host in ("127.0.0.1", "127.8.8.8", "localhost"):
+                client.send((host, target[1]), b"x")
+            drops(proxy.sessions[-1], "not allowed", 3)
+
+    def test_this_machine_may_not_answer_unasked(self) -> None:
+        rules = ["allow to=127.0.0.1", "deny to=@self", "allow"]
+        with serving(rules=rules) as proxy, Associated(proxy) as client, plain() as first:
+            client.send(first.getsockname(), b"question")
+            _, outward = first.recvfrom(100)
+            with plain("127.0.0.9") as second:
+                second.sendto(b"injected", outward)
+            drops(proxy.sessions[-1], "not allowed")
 
     def test_a_name_that_is_allowed_may_answer(self, target: tuple[str, int]) -> None:
         hosts = {"inside.test": "127.0.0.1"}
