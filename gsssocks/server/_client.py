@@ -79,13 +79,22 @@ class Client:
     Args:
         sock: the connection. It is closed in the end.
         session: where to write down what happens.
+        keep_place: called when the client is authenticated, and before its connection is closed.
     """
 
-    def __init__(self, sock: _originals.SocketType, session: Session, terms: Terms, stop: StopSign) -> None:
+    def __init__(
+        self,
+        sock: _originals.SocketType,
+        session: Session,
+        terms: Terms,
+        stop: StopSign,
+        keep_place: Callable[[], None],
+    ) -> None:
         self._socket = sock
         self._session = session
         self._terms = terms
         self._stop = stop
+        self._keep_place = keep_place
         self._accepted = time.monotonic()
         self._transport = CountingTransport(sock.fileno(), sock.family, stop)
         self._stream = ProtectedStream()
@@ -99,14 +108,15 @@ class Client:
             self._session.error = OSError(errno.ECANCELED, "the proxy was stopped")
         except OSError as error:
             # A new instance: the frames of this one's traceback would keep the connection's objects alive for as long
-            # as the session is remembered.
-            self._session.error = type(error)(*error.args)
+            # as the session is remembered. There is an error already where we have ended the connection.
+            self._session.error = self._session.error or type(error)(*error.args)
         except Exception as error:
             self._session.error = error
             raise
         finally:
             self._note_figures()
             self._transport.release()
+            self._keep_place()
             self._socket.close()
 
     def _converse(self) -> None:
@@ -137,7 +147,7 @@ class Client:
         negotiation = ServerNegotiation(
             context,
             levels=terms.levels,
-            authorize=terms.authorize,
+            authorize=self._authorized,
             nec=terms.nec,
             counter_offer=terms.counter_offer,
             confidential=terms.confidential,
@@ -156,6 +166,12 @@ class Client:
         self._session.command = _COMMAND_NAMES.get(request.command, str(request.command))
         self._session.destination = request.address
         return request
+
+    def _authorized(self, principal: str) -> bool:
+        authorized = self._terms.authorize(principal)
+        if authorized:
+            self._keep_place()
+        return authorized
 
     def _obtain(self, function: Callable[[], T]) -> T:
         """What the client asks for. Where it cannot be had, that is the answer."""

@@ -20,6 +20,7 @@ from gsssocks._transport import Deadline
 
 from ._client import Client
 from ._log import line, log
+from ._places import Places
 from ._rules import EVERYTHING, Ruleset
 from ._session import Session
 from ._sockets import accept, adopt, listen
@@ -73,7 +74,8 @@ class ProxyServer:
         negotiation_timeout: seconds a client has from its connection to its request.
         connect_timeout: seconds to look a target up and reach it; after that the answer is 6.
         bind_timeout: seconds that a BIND waits for its peer; after that the second answer is 6.
-        max_clients: how many are served at once; further ones wait in the kernel's queue.
+        max_clients: how many are served at once; further ones wait in the kernel's queue. As long as one waits, those
+            that are still not authenticated after two seconds have to make room, the oldest first.
         on_session: called with each session that has ended, in the client's own thread. `stop` waits for it, so it
             must not call `stop`.
         hosts: addresses of names, in lower case, that this proxy knows before it asks the resolver, as /etc/hosts does.
@@ -191,7 +193,7 @@ class ProxyServer:
         """
         if self._running is not None:
             raise RuntimeError("the proxy is running already")
-        running = _Running(_listeners(self._choices), threading.Semaphore(self._max_clients))
+        running = _Running(_listeners(self._choices), Places(self._max_clients))
         running.acceptor = _originals.Thread(
             target=self._accept_clients, args=(running,), name="gsssocks-server", daemon=True
         )
@@ -225,7 +227,8 @@ class ProxyServer:
     def _accept_clients(self, running: _Running) -> None:
         with suppress(Stopped):
             while True:
-                running.places.acquire()
+                running.await_client()
+                running.places.take()
                 self._begin(running, *running.next_client())
 
     def _begin(self, running: _Running, sock: _originals.SocketType, client: Address) -> None:
@@ -236,6 +239,7 @@ class ProxyServer:
             target=self._serve, args=(running, sock, session), name=f"gsssocks-server {client}", daemon=True
         )
         running.threads.add(thread)
+        running.places.give(session, sock)
         try:
             thread.start()
         except RuntimeError as error:  # the system has no thread left
@@ -248,7 +252,7 @@ class ProxyServer:
 
     def _serve(self, running: _Running, sock: _originals.SocketType, session: Session) -> None:
         try:
-            Client(sock, session, self._terms, running.stop).serve()
+            Client(sock, session, self._terms, running.stop, lambda: running.places.keep(session)).serve()
         finally:
             self._end(running, threading.current_thread(), session)
 
@@ -261,7 +265,7 @@ class ProxyServer:
         finally:
             session.ended.set()
             running.threads.discard(thread)
-            running.places.release()
+            running.places.leave(session)
 
 
 @dataclass
@@ -274,7 +278,7 @@ class _Running:
     """
 
     listeners: Sequence[_originals.SocketType]
-    places: threading.Semaphore
+    places: Places
     acceptor: threading.Thread = field(init=False)
     addresses: Sequence[tuple[str, int]] = field(init=False)
     closing: StopSign = field(default_factory=StopSign)
@@ -285,17 +289,26 @@ class _Running:
     def __post_init__(self) -> None:
         self.addresses = [listener.getsockname()[:2] for listener in self.listeners]
 
-    def next_client(self) -> tuple[_originals.SocketType, Address]:
+    def await_client(self) -> None:
         """Waits for a client; each listener has its turn.
 
         Raises:
             Stopped: nobody is to be served any more.
         """
+        if not self._waiting:
+            wanted = {listener.fileno(): selectors.EVENT_READ for listener in self.listeners}
+            ready = self.closing.wait(wanted, NEVER)
+            self._waiting.extend(listener for listener in self.listeners if listener.fileno() in ready)
+
+    def next_client(self) -> tuple[_originals.SocketType, Address]:
+        """The client that has been waited for; the next one if it has gone.
+
+        Raises:
+            Stopped: nobody is to be served any more.
+        """
+        self.closing.check()
         while True:
-            if not self._waiting:
-                wanted = {listener.fileno(): selectors.EVENT_READ for listener in self.listeners}
-                ready = self.closing.wait(wanted, NEVER)
-                self._waiting.extend(listener for listener in self.listeners if listener.fileno() in ready)
+            self.await_client()
             try:
                 return accept(self._waiting.popleft())
             except OSError as error:

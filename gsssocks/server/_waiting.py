@@ -45,6 +45,14 @@ class StopSign:
         self.show()
         os.close(self._reading)
 
+    def check(self) -> None:
+        """
+        Raises:
+            Stopped: the server is to stop.
+        """
+        if self._shown:
+            raise Stopped
+
     def wait(self, wanted: Mapping[int, int], deadline: Deadline) -> Mapping[int, int]:
         """Waits for any of the events wanted, `selectors.EVENT_READ` or `EVENT_WRITE` or both, of each descriptor.
 

@@ -13,13 +13,13 @@ import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 import gsssocks
-from gsssocks.server import ProxyServer, Session
+from gsssocks.server import ProxyServer, Session, _places
 from gsssocks.server._client import Client, reply_code
 from tests.peers.by_hand import (
     LIMIT,
@@ -510,6 +510,55 @@ class TestLimits:
                 third.stream.settimeout(LIMIT)
                 assert third.receive(2) == b"\x05\x01"
             second.close()
+
+    def test_silent_clients_do_not_keep_others_out(self, echo: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who is not authenticated makes room, the oldest first."""
+        monkeypatch.setattr(_places, "LEAST_SECONDS", 0.1)
+        with serving(max_clients=2) as proxy, ExitStack() as open_ones:
+            silent = [open_ones.enter_context(socket.create_connection(proxy.address, LIMIT)) for _ in range(6)]
+            with through(proxy, echo.address) as client:
+                assert [received(sock) for sock in silent[:-1]] == [b""] * 5
+                silent[-1].settimeout(0.3)
+                with pytest.raises(socket.timeout):
+                    silent[-1].recv(1)
+                client.sendall(b"data")
+                assert client.recv(4) == b"data"
+            first = proxy.sessions[0]
+            assert first.ended.wait(LIMIT)
+            assert "had to make room for another client" in str(first.error)
+
+    def test_authenticated_clients_keep_their_places(self, echo: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also before they have asked for anything."""
+        monkeypatch.setattr(_places, "LEAST_SECONDS", 0.0)
+        with serving(max_clients=2) as proxy, through(proxy, echo.address) as served, ByHand(proxy) as asking:
+            asking.authenticate()
+            with ByHand(proxy) as third:
+                third.stream.settimeout(0.3)
+                third.send(b"\x05\x01\x01")
+                with pytest.raises(socket.timeout):
+                    third.receive(2)
+            asking.send_message(2, asking.wrap(b"\x02", encrypt=False))
+            assert asking.unwrap(asking.receive_message(2)) == b"\x02"
+            served.sendall(b"data")
+            assert served.recv(4) == b"data"
+
+    def test_many_at_once_wait_for_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_places, "LEAST_SECONDS", LIMIT)
+        with serving(max_clients=1) as proxy, ByHand(proxy) as first, ByHand(proxy) as second:
+            first.greet()
+            second.send(b"\x05\x01\x01")
+            first.send_message(1, first.context.step())
+            first.context.step(first.receive_message(1))
+            first.stream.close()
+            assert second.receive(2) == b"\x05\x01"
+            assert "room" not in str(proxy.sessions[0].error)
+
+    def test_stops_while_one_waits_for_a_place(self) -> None:
+        with serving(max_clients=1) as proxy:
+            with socket.create_connection(proxy.address, LIMIT), socket.create_connection(proxy.address, LIMIT):
+                until(lambda: bool(proxy.sessions))
+                proxy.stop()
+            assert len(proxy.sessions) == 1
 
     def test_accepts_again_when_descriptors_are_there_again(self, proxy: ProxyServer) -> None:
         with socket.socket() as client:
