@@ -27,12 +27,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _descriptor, _originals
-from ._connecting import establish_in_place
+from ._connecting import bound_address, disconnect, establish_in_place
+from ._destinations import in_family
 from ._log import log
 from ._protocol import Address, Command, ReceiveBuffer, Reply
 from ._stream import ProtectedStream
 from ._transport import Deadline, Transport, would_block
-from ._tunnel import Tunnel, attach, attachment_of, attachments, detach, remember
+from ._tunnel import Beside, Tunnel, attach, attachment_of, attachments, claim, detach, remember
 from .exceptions import ProtocolError, ProxyError, reply_error, truncated
 
 if TYPE_CHECKING:
@@ -44,22 +45,20 @@ __all__ = ["UNSPECIFIED", "Listener", "asked_address", "listen", "listener_of", 
 
 UNSPECIFIED = ("0.0.0.0", "::")
 """The address that is none in particular, by family."""
-_any_port: dict[int, weakref.ref[socket.socket]] = {}
-"""Sockets that were bound to port 0, by id(): the kernel has given them one since, which nobody has asked for."""
+_any_port: Beside[bool] = Beside()
+"""Sockets that were bound to port 0: the kernel has given them one since, which nobody has asked for."""
 
 
 def remember_address(sock: socket.socket, address: Any) -> None:
     """To be told after `sock` has been bound to `address`."""
     if isinstance(address, tuple) and len(address) > 1 and address[1] == 0:
-        key = id(sock)
-        _any_port[key] = weakref.ref(sock, lambda _: _any_port.pop(key, None))
+        _any_port[sock] = True
 
 
 def asked_address(sock: socket.socket) -> tuple[str, int]:
     """The address and port that the application has bound an IP socket to: port 0 is any."""
-    host, port = _originals.SocketType.getsockname(sock)[:2]
-    known = _any_port.get(id(sock))
-    return host, 0 if known is not None and known() is sock else port
+    host, port = (bound_address(sock) or (UNSPECIFIED[sock.family == socket.AF_INET6], 0))[:2]
+    return host, 0 if sock in _any_port else port
 
 
 def listener_of(sock: socket.socket) -> Listener | None:
@@ -152,21 +151,28 @@ class Listener(Tunnel):
     def _granted(self, sock: socket.socket) -> Tunnel:
         """The request's tunnel after the first reply, its connection under the descriptor of `sock`; or else a kernel
         socket that is bound as the one before."""
-        fd, local = _originals.SocketType.fileno(sock), _originals.SocketType.getsockname(sock)
-        bound = local if local[1] else None
+        fd, bound = _originals.SocketType.fileno(sock), bound_address(sock)
         asked = Tunnel(self.proxies, self.destination, (), command=Command.BIND)
         # The port is the proxy's to bind, which may run on this host.
         _descriptor.replace(fd, sock.family)
-        with asked.stream.negotiating():
-            establish_in_place(sock, asked, bound=bound)
-        detach(sock)
         try:
+            with asked.stream.negotiating():
+                claim(sock, asked, Transport(fd, sock.family))
+                establish_in_place(sock, asked)
             asked.bound = self._checked(asked, sock)
         except BaseException:
             if _originals.SocketType.fileno(sock) == fd:
-                _descriptor.replace(fd, sock.family, bound=bound)
+                self._undo(sock, asked, bound)
             raise
+        finally:
+            detach(sock)
         return asked
+
+    def _undo(self, sock: socket.socket, asked: Tunnel, bound: tuple[Any, ...] | None) -> None:
+        # A socket that could not listen has no port that it did not have before, as one that could not connect has.
+        disconnect(sock, asked)
+        with suppress(OSError):
+            _descriptor.replace(_originals.SocketType.fileno(sock), sock.family, bound=bound)
 
     def _checked(self, asked: Tunnel, sock: socket.socket) -> Address:
         """Where the proxy listens, as others can reach it."""
@@ -181,7 +187,7 @@ class Listener(Tunnel):
             )
         if bound.host not in UNSPECIFIED:
             return bound
-        return Address(_originals.SocketType.getpeername(sock)[0], bound.port)
+        return Address(in_family(_originals.SocketType.getpeername(sock), socket.AF_INET)[0], bound.port)
 
     def _begin(self, asked: Tunnel) -> None:
         self.proxy, self.bound = asked.proxy, asked.bound

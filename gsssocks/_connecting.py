@@ -12,11 +12,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from . import _arguments, _descriptor, _originals
+from ._destinations import in_family
 from ._log import log
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Method, Request
 from ._transport import Deadline, Transport, call_within
-from ._tunnel import Tunnel, attach, attachments, detach
+from ._tunnel import Attachment, Beside, Tunnel, attachment_of, detach
 from .exceptions import LevelRefusedError, ProxyConnectionError, proxy_connection_error, proxy_timeout
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_kernel_says",
+    "bound_address",
     "checked_address",
     "destination",
+    "disconnect",
     "establish",
     "establish_in_place",
     "initiator",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 _INET = (socket.AF_INET, socket.AF_INET6)
+_timeout = _originals.SocketType.gettimeout
 
 
 def tunnel_for(
@@ -96,7 +100,10 @@ def as_kernel_says(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, 
     if host in ("", "0.0.0.0", "::"):
         host = "::1" if inet6 else "127.0.0.1"  # where connect(2) goes then
     with suppress(ValueError):
-        host = str(ipaddress.ip_address(host))
+        ip = ipaddress.ip_address(host)
+        mapped = isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped
+        # What ipaddress makes of a mapped address depends on the version of Python.
+        host = socket.inet_ntop(socket.AF_INET6, ip.packed) if mapped else str(ip)
     return (host, port, *address[2:], *(0, 0)[len(address) - 2 :]) if inet6 else (host, port)
 
 
@@ -104,31 +111,48 @@ def _resolved(host: str, port: int, family: int) -> str:
     return str(_originals.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4][0])
 
 
-def establish_in_place(sock: socket.socket, tunnel: Tunnel, *, bound: tuple[Any, ...] | None = None) -> None:
-    """Attaches `sock` to the tunnel and makes it, or leaves the socket as it was: not connected.
-
-    Args:
-        bound: the local address that the socket is then bound to again.
-    """
+def establish_in_place(sock: socket.socket, tunnel: Tunnel) -> None:
+    """Makes the tunnel that `sock` has its share in, or leaves the socket as it was: with none, not connected."""
     fd = _originals.SocketType.fileno(sock)
-    attach(sock, tunnel, Transport(fd, sock.family))
     try:
         establish(sock, tunnel)
     except BaseException:
-        detach(sock)
         if _originals.SocketType.fileno(sock) == fd:
-            _descriptor.replace(fd, sock.family, bound=bound)
+            disconnect(sock, tunnel)
+        # Only now: what another thread sends must not meet the kernel's method over a connection to the proxy.
+        detach(sock)
         raise
     finally:
         if _originals.SocketType.fileno(sock) == fd:
-            os.set_blocking(fd, sock.gettimeout() is None)
+            os.set_blocking(fd, _timeout(sock) is None)
         tunnel.settle()
+
+
+def disconnect(sock: socket.socket, tunnel: Tunnel) -> None:
+    """Makes the kernel's socket of a connect that failed one that can be connected again."""
+    # Without a descriptor left for that, the failure is told all the same, and the connection has ended.
+    with suppress(OSError):
+        transport = _transport(sock)
+        _descriptor.disconnect(transport.fd, transport.family, sock.family, bound=tunnel.local)
+    if tunnel.local is None:
+        with suppress(OSError):
+            _left[sock] = _originals.SocketType.getsockname(sock)
+
+
+_left: Beside[tuple[Any, ...]] = Beside()
+"""The addresses that connects which failed have left on sockets, as those of a plain socket do."""
+
+
+def bound_address(sock: socket.socket) -> tuple[Any, ...] | None:
+    """The local address that the application has bound an IP socket to; None if it has not."""
+    name: tuple[Any, ...] = _originals.SocketType.getsockname(sock)
+    return name if name[1] and name != _left.get(sock) else None
 
 
 def establish(sock: socket.socket, tunnel: Tunnel) -> None:
     """From the proxy's name to the granted request, on the descriptor of `sock`, within one deadline."""
     begun = time.monotonic()
-    deadline = _connect_deadline(sock.gettimeout(), tunnel.proxy.timeout)
+    deadline = _connect_deadline(_timeout(sock), tunnel.proxy.timeout)
     try:
         request = Request(tunnel.command, tunnel.destination)
         request.encode()
@@ -253,11 +277,15 @@ def initiator(proxy: Proxy, *, target: str | None = None, sequence: bool = True)
     )
 
 
-def _transport(sock: socket.socket) -> Transport:
-    attachment = attachments.get(id(sock))
+def _attachment(sock: socket.socket) -> Attachment:
+    attachment = attachment_of(sock)
     if attachment is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    return attachment.transport
+    return attachment
+
+
+def _transport(sock: socket.socket) -> Transport:
+    return _attachment(sock).transport
 
 
 def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -> None:
@@ -265,10 +293,12 @@ def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -
     failure: OSError | None = None
     try:
         for family, address in _proxy_addresses(proxy, sock.family, deadline):
-            if failure is not None or family != _transport(sock).family:
-                _renew(sock, tunnel, family)
+            mapped = family == socket.AF_INET and _takes_mapped(_transport(sock))
+            needed = socket.AF_INET6 if mapped else family
+            if failure is not None or needed != _transport(sock).family:
+                _renew(sock, tunnel, needed)
             try:
-                return _transport(sock).connect(address, deadline)
+                return _transport(sock).connect(in_family(address, needed), deadline)
             except socket.timeout:
                 raise
             except OSError as error:
@@ -280,6 +310,14 @@ def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -
     raise proxy_connection_error(
         failure or OSError(errno.EHOSTUNREACH, "its name has no address"), str(proxy)
     ) from failure
+
+
+def _takes_mapped(transport: Transport) -> bool:
+    """Whether an IPv6 socket can be connected to IPv4 addresses."""
+    if transport.family != socket.AF_INET6 or not transport.takes_ipv4:
+        return False
+    host = transport.local[0]
+    return host == "::" or bool(host.startswith("::ffff:"))
 
 
 def _proxy_addresses(proxy: Proxy, family: int, deadline: Deadline) -> list[tuple[int, tuple[Any, ...]]]:
@@ -299,8 +337,11 @@ def _proxy_addresses(proxy: Proxy, family: int, deadline: Deadline) -> list[tupl
 
 
 def _renew(sock: socket.socket, tunnel: Tunnel, family: int) -> None:
-    """Another kernel socket of `family` under the descriptor, for another attempt."""
-    fd = _transport(sock).fd
-    detach(sock)
-    _descriptor.replace(fd, family)
-    attach(sock, tunnel, Transport(fd, family))
+    """An unconnected kernel socket of `family` under the descriptor, for another attempt."""
+    attachment = _attachment(sock)
+    transport = attachment.transport
+    bound = tunnel.local if family == sock.family else None
+    _descriptor.disconnect(transport.fd, transport.family, family, bound=bound)
+    if transport.family != family:
+        attachment.transport = Transport(transport.fd, family)
+        transport.release()

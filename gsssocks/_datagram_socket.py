@@ -31,6 +31,7 @@ import ipaddress
 import operator
 import os
 import socket
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from . import _arguments, _originals
 from ._connecting import as_kernel_says, checked_address, destination
 from ._destinations import Destination, Route, in_family
 from ._endpoint import Endpoint, Share, join, leave, renew, share_of
-from ._socket import GSSSocket
+from ._socket import GSSSocket, code_of_connect
 from ._switching import kinds, switch
 from ._transport import Arrival, Deadline, byte_view
 from ._udp import Dropped
@@ -124,11 +125,15 @@ class DatagramSocket(GSSSocket):
             _Plain.connect(self, to)
             share.endpoint.peer = None
             return None
+        sys.audit("socket.connect", self, address)
         if _is_connected(share):
             renew(share, share.transport.family, share.transport.local[1])
         elif not share.transport.local[1]:
             share.transport.bind()  # a connected socket has a port
         share.endpoint.peer = to
+
+    def connect_ex(self, address: Any) -> int:
+        return code_of_connect(self, DatagramSocket.connect, address)
 
     # Sending
 
@@ -140,7 +145,7 @@ class DatagramSocket(GSSSocket):
         return self._send(share, bytes(byte_view(data)), flags, share.endpoint.peer)
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        self.send(data, flags)
+        DatagramSocket.send(self, data, flags)
 
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
         share = self._share()
@@ -339,7 +344,7 @@ def _flags_out(arrival: Arrival, flags: int, received: int) -> int:
 
 
 def _deadline(sock: socket.socket, flags: int) -> Deadline:
-    timeout = sock.gettimeout()
+    timeout = _Plain.gettimeout(sock)
     # A socket with a timeout waits before it calls the kernel: MSG_DONTWAIT changes nothing then (socketmodule.c).
     return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
 

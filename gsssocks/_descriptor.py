@@ -1,18 +1,21 @@
-"""Putting another kernel socket under an application's descriptor, with the options the application had set.
+"""An application's descriptor: what lies under it, whose connection is ended, or which is exchanged for another.
 
-Needed where the proxy's address family differs from the socket's, and after a connect that failed: a plain socket can
-be connected again after that, at another address say, and its descriptor keeps its number.
+A plain socket can be connected again after a connect that failed, at another address say; its descriptor keeps its
+number, and the socket its options. Another kernel socket is needed where the proxy's address family differs from the
+socket's, and after a failure where a TCP socket cannot be disconnected.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
+import sys
 from contextlib import suppress
 
 from ._originals import SocketType
 
-__all__ = ["identity", "pair", "put_under", "quieten", "replace"]
+__all__ = ["disconnect", "identity", "pair", "put_under", "quieten", "replace"]
 
 # What an application may set before it connects. An option that a platform lacks is left out there.
 _OPTIONS: tuple[tuple[str, str], ...] = (
@@ -25,8 +28,11 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     ("SOL_SOCKET", "SO_MARK"),
     ("SOL_SOCKET", "SO_SNDBUF"),
     ("SOL_SOCKET", "SO_RCVBUF"),
+    ("SOL_SOCKET", "SO_RCVLOWAT"),
     ("IPPROTO_IP", "IP_TOS"),
     ("IPPROTO_IP", "IP_TTL"),
+    ("IPPROTO_IP", "IP_MTU_DISCOVER"),
+    ("IPPROTO_IP", "IP_FREEBIND"),
     ("IPPROTO_IPV6", "IPV6_UNICAST_HOPS"),
     ("IPPROTO_IPV6", "IPV6_TCLASS"),
     ("IPPROTO_IPV6", "IPV6_V6ONLY"),
@@ -39,8 +45,21 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     ("IPPROTO_TCP", "TCP_MAXSEG"),
     ("IPPROTO_TCP", "TCP_SYNCNT"),
     ("IPPROTO_TCP", "TCP_QUICKACK"),
+    ("IPPROTO_TCP", "TCP_NOTSENT_LOWAT"),
 )
-_LINGER_SIZE = 8  # struct linger: two ints
+_TIMEVAL = struct.calcsize("ll")
+_NAME = 16  # IFNAMSIZ, TCP_CA_NAME_MAX
+# The same of options that are no integers, and the octets that each has at most.
+_STRUCTURES: tuple[tuple[str, str, int], ...] = (
+    ("SOL_SOCKET", "SO_LINGER", struct.calcsize("ii")),
+    ("SOL_SOCKET", "SO_RCVTIMEO", _TIMEVAL),
+    ("SOL_SOCKET", "SO_SNDTIMEO", _TIMEVAL),
+    ("SOL_SOCKET", "SO_BINDTODEVICE", _NAME),
+    ("IPPROTO_TCP", "TCP_CONGESTION", _NAME),
+)
+# Options that Python has no names for: linux/in.h.
+_UNNAMED = {"IP_MTU_DISCOVER": 10, "IP_FREEBIND": 15} if sys.platform == "linux" else {}
+_SOCKADDR = 16  # sizeof(struct sockaddr)
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 # Linux keeps twice the number of octets asked for, and reports that (socket(7)).
 _DOUBLED = (getattr(socket, "SO_SNDBUF", None), getattr(socket, "SO_RCVBUF", None))
@@ -60,6 +79,9 @@ def pair(family: int) -> tuple[SocketType, SocketType]:
     listener = SocketType(family, socket.SOCK_STREAM, 0)
     theirs = SocketType(family, socket.SOCK_STREAM, 0)
     try:
+        # The default timeout is the application's wish for its own sockets.
+        listener.settimeout(None)
+        theirs.settimeout(None)
         listener.bind((_LOOPBACK[socket.AddressFamily(family)], 0))
         listener.listen(1)
         theirs.connect(listener.getsockname())
@@ -67,7 +89,6 @@ def pair(family: int) -> tuple[SocketType, SocketType]:
             fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
             ours = SocketType(family, socket.SOCK_STREAM, 0, fileno=fd)
             if peer == theirs.getsockname():
-                # The default timeout is the application's wish for its own sockets.
                 ours.settimeout(None)
                 return theirs, ours
             ours.close()
@@ -107,6 +128,52 @@ def quieten(fd: int, family: int) -> int:
     return ours.detach()
 
 
+def disconnect(fd: int, was: int, family: int, *, bound: tuple[object, ...] | None = None) -> None:
+    """Puts an unconnected TCP socket of `family` under `fd`, the same as before if that can be.
+
+    Args:
+        was: the family of the one that lies there.
+        bound: local address to bind it to, if it is not.
+
+    Raises:
+        OSError: no socket could be had; then nothing passes over the one that lies there any more.
+    """
+    if not _end_connection(fd, was) or was != family:
+        return replace(fd, family, bound=bound)
+    if bound is not None:
+        _bind(fd, family, socket.SOCK_STREAM, bound)
+    return None
+
+
+def _end_connection(fd: int, family: int) -> bool:
+    """Ends a TCP socket's connection at once; returns whether it can be connected again."""
+    borrowed = _borrowed(fd, family)
+    try:
+        if _connect_to_nothing(fd):
+            borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # ECONNRESET, of which nobody is to be told
+            return True
+        with suppress(OSError):
+            borrowed.shutdown(socket.SHUT_RDWR)
+        return False
+    finally:
+        borrowed.detach()
+
+
+def _connect_to_nothing(fd: int) -> bool:
+    # To connect to AF_UNSPEC, which no method of a socket can, does what Linux itself does after a connect that failed
+    # (inet_stream_connect()): options, a bound address and the registrations of epoll stay.
+    if sys.platform != "linux":
+        return False
+    try:
+        # gssapi loads it anyway. Here it may fail for want of a descriptor.
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+    except (ImportError, OSError):
+        return False
+    return bool(libc.connect(fd, bytes(_SOCKADDR), _SOCKADDR) == 0)
+
+
 def replace(fd: int, family: int, *, kind: int = socket.SOCK_STREAM, bound: tuple[object, ...] | None = None) -> None:
     """Puts a new, unconnected socket of `family` under `fd`; options, blocking mode and inheritance stay.
 
@@ -130,7 +197,7 @@ def replace(fd: int, family: int, *, kind: int = socket.SOCK_STREAM, bound: tupl
 
 
 def _bind(fd: int, family: int, kind: int, address: tuple[object, ...]) -> None:
-    borrowed = SocketType(family, kind, 0, fileno=fd)
+    borrowed = _borrowed(fd, family, kind)
     try:
         # Where the address has been taken meanwhile, the next connect uses another, as after any failed one.
         with suppress(OSError):
@@ -139,14 +206,23 @@ def _bind(fd: int, family: int, kind: int, address: tuple[object, ...]) -> None:
         borrowed.detach()
 
 
+def _borrowed(fd: int, family: int, kind: int = socket.SOCK_STREAM) -> SocketType:
+    """An object for an application's descriptor, to be detached from it."""
+    # SOCK_NONBLOCK in the type keeps the default timeout from changing the descriptor's O_NONBLOCK.
+    return SocketType(family, kind | getattr(socket, "SOCK_NONBLOCK", 0), 0, fileno=fd)
+
+
 def _copy_options(fd: int, new: SocketType, family: int, kind: int = socket.SOCK_STREAM) -> None:
-    old = SocketType(family, kind, 0, fileno=fd)
+    old = _borrowed(fd, family, kind)
     try:
         for level_name, name in _OPTIONS:
-            level, option = getattr(socket, level_name, None), getattr(socket, name, None)
+            level, option = getattr(socket, level_name, None), getattr(socket, name, _UNNAMED.get(name))
             if level is not None and option is not None:
                 _copy_option(old, new, level, option)
-        _copy_linger(old, new)
+        for level_name, name, size in _STRUCTURES:
+            level, option = getattr(socket, level_name, None), getattr(socket, name, None)
+            if level is not None and option is not None:
+                _copy_structure(old, new, level, option, size)
     finally:
         old.detach()
 
@@ -161,8 +237,8 @@ def _copy_option(old: SocketType, new: SocketType, level: int, option: int) -> N
         new.setsockopt(level, option, value // 2 if doubled else value)
 
 
-def _copy_linger(old: SocketType, new: SocketType) -> None:
+def _copy_structure(old: SocketType, new: SocketType, level: int, option: int, size: int) -> None:
     with suppress(OSError):
-        new.setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, old.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_SIZE)
-        )
+        value = old.getsockopt(level, option, size)
+        if value != new.getsockopt(level, option, size):
+            new.setsockopt(level, option, value)

@@ -90,12 +90,15 @@ def find_route(sock: socket.socket, args: tuple[Any, ...]) -> Route | None:
 
     Raises:
         ProxyError: a rule refuses the destination.
-        OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
+        OSError: EHOSTUNREACH: the address is a placeholder of an unknown name; EALREADY: another thread is connecting
+            `sock`.
     """
     settings = _current
     if settings is None or _family(sock) not in _INET or not (_type(sock) == socket.SOCK_STREAM or is_udp(sock)):
         return None
-    if attachment_of(sock) is not None:
+    attachment = attachment_of(sock)
+    if attachment is not None:
+        attachment.tunnel.check_settled()
         return None  # connected already: the kernel says so
     destination = _host_and_port(sock, args)
     if destination is None:

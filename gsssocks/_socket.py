@@ -28,12 +28,15 @@ import errno
 import operator
 import os
 import socket
-import weakref
+import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
 from . import _arguments, _bind, _originals
 from ._config import Proxy
+from ._connecting import checked_address
+from ._destinations import in_family
 from ._flags import receive_with_flags, sending
 from ._relay import relay
 from ._switching import (
@@ -44,14 +47,15 @@ from ._switching import (
     kinds,
     make_plain,
     may_listen,
+    open_checked_tunnel,
     open_listener,
-    open_tunnel,
     relayed,
     switch,
 )
 from ._transport import Deadline, Transport, byte_view
 from ._tunnel import (
     Attachment,
+    Beside,
     Tunnel,
     TunnelInfo,
     attach,
@@ -71,9 +75,12 @@ if TYPE_CHECKING:
 __all__ = [
     "GSSSocket",
     "check_not_connecting",
+    "code_of_connect",
     "connect_code",
     "in_progress",
 ]
+
+S = TypeVar("S", bound=socket.socket)
 
 _INET = (socket.AF_INET, socket.AF_INET6)
 # Plain numbers: the operators of enum.Flag would take longer than the system calls.
@@ -149,7 +156,7 @@ class GSSSocket(_originals.socket):
             ValueError: not a SOCKS 5 proxy, or a wrong option.
         """
         if proxy_type is None:
-            _chosen_proxies.pop(self, None)
+            _chosen_proxies.discard(self)
             return
         if proxy_type != 2 or addr is None:
             raise ValueError("gsssocks speaks SOCKS 5 only: set_proxy(socks.SOCKS5, host, port)")
@@ -174,23 +181,19 @@ class GSSSocket(_originals.socket):
     # Connecting
 
     def connect(self, address: Any) -> None:
-        if _bind.listener_of(self) is not None:
-            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-        if self._tunnel() is not None:
-            return _originals.SocketType.connect(self, address)  # the kernel says what is wrong with that
-        check_connectable(self, address)
-        open_tunnel(self, [self._proxy()], address)
-        if self.gettimeout() == 0:
+        tunnel = self._tunnel() or _bind.listener_of(self)
+        if tunnel is not None:
+            checked_address(self, address)
+            sys.audit("socket.connect", self, address)
+            return _connect_again(self, tunnel)
+        checked = check_connectable(self, address)
+        open_checked_tunnel(self, [self._proxy()], checked)
+        if _timeout(self) == 0:
             raise in_progress()
+        return None
 
     def connect_ex(self, address: Any) -> int:
-        try:
-            self.connect(address)
-        except socket.gaierror:
-            raise
-        except OSError as error:
-            return connect_code(self, error)
-        return 0
+        return code_of_connect(self, GSSSocket.connect, address)
 
     def _proxy(self) -> Proxy:
         return _chosen_proxies.get(self) or Proxy.from_environ()
@@ -215,7 +218,7 @@ class GSSSocket(_originals.socket):
         fd, tunnel = listener.accept(self)
         sock = _originals.socket(self.family, self.type, self.proto, fileno=fd)
         adopt(sock)
-        if socket.getdefaulttimeout() is None and self.gettimeout():
+        if socket.getdefaulttimeout() is None and _timeout(self):
             sock.setblocking(True)  # as socket.accept does
         return sock, tunnel.peername
 
@@ -253,7 +256,7 @@ class GSSSocket(_originals.socket):
             return super().sendto(data, *arguments)
         _arguments.check(self.family, "sendto", data, *arguments)
         # A connected TCP socket does not look at the address (send(2)), as with any stream.
-        return self.send(data, *arguments[:-1])
+        return GSSSocket.send(self, data, *arguments[:-1])
 
     def sendmsg(
         self, buffers: Iterable[ReadableBuffer], ancdata: Any = (), flags: int = 0, address: Any = None, /
@@ -265,10 +268,10 @@ class GSSSocket(_originals.socket):
         buffers = _arguments.listed(buffers)
         control = _arguments.has_control_messages(self.family, buffers, ancdata, flags, address)
         if control:
-            self.send(b"", flags)  # a connection that cannot send at all says that first
+            GSSSocket.send(self, b"", flags)  # a connection that cannot send at all says that first
             raise OSError(errno.EINVAL, "ancillary data cannot be sent through a proxy")
         most = attachment.tunnel.stream.records.max_plaintext
-        return self.send(_arguments.gathered(buffers, most, self.gettimeout()), flags)
+        return GSSSocket.send(self, _arguments.gathered(buffers, most, _timeout(self)), flags)
 
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         if id(self) not in attachments:
@@ -280,7 +283,7 @@ class GSSSocket(_originals.socket):
         # os.sendfile() would hand the file to the kernel's socket, unprotected. As with it, the file's position changes
         # only if something was sent.
         position = file.tell()
-        sent: int = self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined]
+        sent: int = _originals.socket._sendfile_use_send(_Sender(self), file, offset, count)  # type: ignore[attr-defined]
         if not sent:
             file.seek(position)
         return sent
@@ -294,7 +297,7 @@ class GSSSocket(_originals.socket):
         wanted = _arguments.size(self.family, "recv", bufsize, flags)
         if flags:
             return receive_with_flags(self, attachment, wanted, flags)
-        return attachment.tunnel.stream.receive(attachment.transport, wanted, Deadline(self.gettimeout()))
+        return attachment.tunnel.stream.receive(attachment.transport, wanted, Deadline(_timeout(self)))
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         attachment = attachments.get(id(self))
@@ -303,7 +306,7 @@ class GSSSocket(_originals.socket):
         with _arguments.room(self.family, "recv_into", buffer, nbytes, flags) as target:
             if not flags:
                 stream = attachment.tunnel.stream
-                return stream.receive_into(attachment.transport, target, Deadline(self.gettimeout()))
+                return stream.receive_into(attachment.transport, target, Deadline(_timeout(self)))
             octets = receive_with_flags(self, attachment, len(target), flags)
             target[: len(octets)] = octets
             return len(octets)
@@ -347,7 +350,7 @@ class GSSSocket(_originals.socket):
 
     def _received(self, size: int, flags: int) -> bytes:
         """As `recv`; but no octets at all are waited for as one would be, as recvfrom(2) and recvmsg(2) do."""
-        return self.recv(size, flags) if size else self.recv(1, flags | _PEEK)[:0]
+        return GSSSocket.recv(self, size, flags) if size else GSSSocket.recv(self, 1, flags | _PEEK)[:0]
 
     # Ending
 
@@ -403,7 +406,8 @@ class GSSSocket(_originals.socket):
         attachment = attachments.get(id(self))
         duplicate = super().dup()
         if attachment is not None and id(duplicate) not in attachments:
-            attach(duplicate, attachment.tunnel, Transport(duplicate.fileno(), attachment.transport.family))
+            fd = _originals.SocketType.fileno(duplicate)
+            attach(duplicate, attachment.tunnel, Transport(fd, attachment.transport.family))
         return duplicate
 
     # What it says of itself
@@ -458,10 +462,10 @@ class GSSSocket(_originals.socket):
     def getsockname(self) -> Any:
         name = super().getsockname()
         tunnel = self._tunnel() or _bind.listener_of(self)
-        if tunnel is None or tunnel.kernel_name_shown or tunnel.bound is None:
+        if tunnel is None or tunnel.bound is None:
             return name
-        bound = tunnel.bound
-        return (bound.host, bound.port, 0, 0) if self.family == socket.AF_INET6 else (bound.host, bound.port)
+        # In the form of its own family, whatever that of the kernel's socket is.
+        return in_family(name if tunnel.local else (tunnel.bound.host, tunnel.bound.port), self.family)
 
     def getsockopt(self, level: int, option: int, /, *buflen: int) -> Any:
         if option == _ACCEPTCONN and level == socket.SOL_SOCKET and _bind.listener_of(self) is not None:
@@ -469,7 +473,36 @@ class GSSSocket(_originals.socket):
         return super().getsockopt(level, option, *buflen)
 
 
-_chosen_proxies: weakref.WeakKeyDictionary[GSSSocket, Proxy] = weakref.WeakKeyDictionary()
+_chosen_proxies: Beside[Proxy] = Beside()
+
+
+class _Sender:
+    """A socket as `_sendfile_use_send` needs it, which calls send() where os.sendfile() calls none of a subclass's."""
+
+    def __init__(self, sock: GSSSocket) -> None:
+        self.gettimeout = partial(_timeout, sock)
+        self.send = partial(GSSSocket.send, sock)
+        self._check_sendfile_params = sock._check_sendfile_params  # type: ignore[attr-defined]
+
+
+# C's methods call none of the application's, which may have a gettimeout() of its own.
+_timeout = _originals.SocketType.gettimeout
+
+
+def _connect_again(sock: socket.socket, tunnel: Tunnel) -> None:
+    """What becomes of a connect on a socket that has a tunnel: as on Linux, one that waits for ever waits for the
+    connect of another thread, and succeeds with it."""
+    if _timeout(sock) is not None:
+        tunnel.check_settled()
+    elif not tunnel.is_settled:
+        tunnel.wait_settled()
+        tunnel.check_settled()  # a signal handler's connect in the thread that connects cannot wait
+        attachment = attachments.get(id(sock))
+        if attachment is None or attachment.tunnel is not tunnel:
+            raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        return
+    code = errno.EISCONN if _originals.SocketType.fileno(sock) >= 0 else errno.EBADF
+    raise OSError(code, os.strerror(code))
 
 
 def in_progress() -> BlockingIOError:
@@ -478,9 +511,20 @@ def in_progress() -> BlockingIOError:
     return BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
 
 
+def code_of_connect(sock: S, connect: Callable[[S, Any], None], address: Any) -> int:
+    """What connect_ex() does, by a method that connects."""
+    try:
+        connect(sock, address)
+    except socket.gaierror:
+        raise
+    except OSError as error:
+        return connect_code(sock, error)
+    return 0
+
+
 def connect_code(sock: socket.socket, error: OSError) -> int:
     """What connect_ex() returns for an error of connect()."""
-    if sock.gettimeout() and isinstance(error, socket.timeout) and isinstance(error, ProxyConnectionError):
+    if _timeout(sock) and isinstance(error, socket.timeout) and isinstance(error, ProxyConnectionError):
         return errno.EAGAIN  # what a plain socket returns when its timeout runs out
     return error.errno or errno.EIO
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import _bind, _originals
-from ._connecting import checked_address, establish_in_place, tunnel_for
+from ._connecting import bound_address, checked_address, establish_in_place, tunnel_for
 from ._endpoint import endpoint_under, join, share_of
 from ._relay import relay
 from ._transport import Transport
-from ._tunnel import Tunnel, attach, attachments, detach, remember, tunnel_under
+from ._tunnel import Beside, Tunnel, attach, attachments, claim, detach, remember, tunnel_under
 from .exceptions import ProxyError, unsupported
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "kinds",
     "make_plain",
     "may_listen",
+    "open_checked_tunnel",
     "open_listener",
     "open_tunnel",
     "relayed",
@@ -44,9 +46,9 @@ __all__ = [
 _INET = (socket.AF_INET, socket.AF_INET6)
 _ACCEPTCONN: int | None = getattr(socket, "SO_ACCEPTCONN", None)
 
-relayed: weakref.WeakKeyDictionary[socket.socket, Tunnel] = weakref.WeakKeyDictionary()
+relayed: Beside[Tunnel] = Beside()
 """The tunnels behind sockets that have been given a plain connection."""
-_used_raw: dict[int, weakref.ref[socket.socket]] = {}
+_used_raw: Beside[bool] = Beside()
 """Sockets, not tunnelled yet, whose descriptor foreign code uses."""
 _switched_classes: weakref.WeakKeyDictionary[type, dict[type, type]] = weakref.WeakKeyDictionary()
 """By what they are subclasses of, and whose methods they have."""
@@ -77,6 +79,16 @@ def switch(sock: socket.socket, kind: int = socket.SOCK_STREAM) -> None:
         sock.__class__ = tunnelled_class(type(sock), kind)
 
 
+class _Unannounced:
+    """Keeps a base from hearing of its subclass: the application has made none, and what `__init_subclass__` wants to
+    be told, it alone knows."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **_: object) -> None:
+        pass
+
+
 def tunnelled_class(base: type, kind: int = socket.SOCK_STREAM) -> type:
     """The subclass of `base` whose socket methods are ours: they stand just above `socket.socket` in the resolution
     order, so a subclass that overrides recv() and calls super().recv() meets them next."""
@@ -90,7 +102,8 @@ def tunnelled_class(base: type, kind: int = socket.SOCK_STREAM) -> type:
             "__doc__": base.__doc__,
         }
         bases = (methods,) if issubclass(methods, base) else (base, methods)
-        switched = type(base)(base.__name__, bases, namespace)
+        switched = type(base)(base.__name__, (_Unannounced, *bases), namespace)
+        switched.__bases__ = bases
         _switched_classes[base][methods] = switched
     return switched
 
@@ -106,20 +119,27 @@ def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, nam
         OSError: as a plain socket's connect does; `ProxyError` and its subclasses for what the proxy is the cause of.
             The socket is as it was then and may be connected again.
     """
-    tunnel = tunnel_for(sock, proxies, check_connectable(sock, address), name)
-    was = type(sock)
-    local = _originals.SocketType.getsockname(sock)
-    bound = local if local[1] else None
-    tunnel.kernel_name_shown = bound is not None
+    open_checked_tunnel(sock, proxies, check_connectable(sock, address), name)
+
+
+def open_checked_tunnel(
+    sock: socket.socket, proxies: Sequence[Proxy], address: tuple[Any, ...], name: str | None = None
+) -> None:
+    """The same with an address that `check_connectable` has found to be one."""
+    tunnel = tunnel_for(sock, proxies, address, name)
+    tunnel.local = bound_address(sock)
     with tunnel.stream.negotiating():
+        # Before its class is touched, since another thread may have been first.
+        claim(sock, tunnel, Transport(_originals.SocketType.fileno(sock), sock.family))
+        was = type(sock)
         switch(sock)
         try:
-            establish_in_place(sock, tunnel, bound=bound)
+            establish_in_place(sock, tunnel)
         except BaseException:
             sock.__class__ = was
             raise
     remember(tunnel, _originals.SocketType.fileno(sock))
-    if id(sock) in _used_raw and _used_raw[id(sock)]() is sock:
+    if sock in _used_raw:
         make_plain(sock)
 
 
@@ -135,8 +155,9 @@ def open_listener(sock: socket.socket, proxies: Sequence[Proxy]) -> None:
 
 
 def check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
-    """The address, if `sock` may be connected to it; the exceptions are those of a plain socket."""
+    """The address, if `sock` may be connected to it; exceptions and auditing are those of a plain socket."""
     checked = checked_address(sock, address)
+    sys.audit("socket.connect", sock, address)  # what connects to the proxy tells of that alone
     if is_connected(sock) or _is_listening(sock):
         raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
     return checked
@@ -171,8 +192,7 @@ def use_raw(sock: socket.socket) -> None:
     if id(sock) in attachments:
         make_plain(sock)
         return
-    key = id(sock)
-    _used_raw[key] = weakref.ref(sock, lambda _: _used_raw.pop(key, None))
+    _used_raw[sock] = True
 
 
 def make_plain(sock: socket.socket) -> None:

@@ -167,6 +167,11 @@ class _Kernel:
         name: tuple[Any, ...] = self._kernel.getpeername()
         return name
 
+    @property
+    def takes_ipv4(self) -> bool:
+        """Whether it can send to IPv4 addresses."""
+        return self.family == socket.AF_INET or not self._kernel.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
     def wait_readable(self, deadline: Deadline) -> bool:
         """Waits for octets, the end, or an error; False if the time ran out first."""
         return _wait(self.fd, deadline.remaining(), reading=True)
@@ -263,11 +268,6 @@ class DatagramTransport(_Kernel):
 
     def __init__(self, fd: int, family: int) -> None:
         super().__init__(fd, family, socket.SOCK_DGRAM)
-
-    @property
-    def takes_ipv4(self) -> bool:
-        """Whether it can send to IPv4 addresses."""
-        return self.family == socket.AF_INET or not self._kernel.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
     def take_ipv4(self) -> None:
         """Makes a socket for IPv6 that is not bound yet one for both."""

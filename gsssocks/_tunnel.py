@@ -6,9 +6,11 @@ class can be switched in place only while its layout stays the same.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from . import _descriptor
 from ._config.proxy import METHODS
@@ -25,16 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attachment",
+    "Beside",
     "Tunnel",
     "TunnelInfo",
     "attach",
     "attachment_of",
     "attachments",
+    "claim",
     "detach",
     "remember",
     "share_descriptor",
     "tunnel_under",
 ]
+
+V = TypeVar("V")
 
 _METHOD_NAMES = {method: name for name, method in METHODS.items()}
 
@@ -82,6 +88,7 @@ class Tunnel:
         command: what the proxy is asked for (RFC 1928, section 4).
         destination: the address that goes with it: for CONNECT, what to connect to.
         peername: the address as the application gave it.
+        local: the address that the application has bound its socket to; None if it has not.
         bound: the proxy's own address towards the target, as the reply gave it.
         method: the authentication method that the proxy has chosen.
         context: the security context, once it is established; None where there is none.
@@ -105,7 +112,7 @@ class Tunnel:
         self.method = Method.GSSAPI
         self.context: SecurityContext | None = None
         self.stream = ProtectedStream()
-        self.kernel_name_shown = False
+        self.local: tuple[Any, ...] | None = None
         self._connecting_thread: int | None = threading.get_ident()
         self._settled = threading.Event()
 
@@ -143,6 +150,16 @@ class Tunnel:
         if self._connecting_thread not in (None, threading.get_ident()):
             self._settled.wait()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is not being made any more."""
+        return self._settled.is_set()
+
+    def check_settled(self) -> None:
+        """Raises the error for a connect while another is at it."""
+        if not self.is_settled:
+            raise BlockingIOError(errno.EALREADY, os.strerror(errno.EALREADY))
+
 
 class Attachment:
     """One socket object's share in a tunnel.
@@ -167,6 +184,33 @@ _tunnels: weakref.WeakValueDictionary[tuple[int, int], Tunnel] = weakref.WeakVal
 """By the kernel socket's identity, for descriptors that come back in another Python object."""
 
 
+class Beside(Generic[V]):
+    """What is known of sockets as long as they live: by id(), since a subclass of socket may define equality as it
+    likes, and need not be hashable."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[socket.socket], V]] = {}
+
+    def get(self, sock: socket.socket) -> V | None:
+        reference, value = self._known.get(id(sock), (None, None))
+        return value if reference is not None and reference() is sock else None
+
+    def __contains__(self, sock: socket.socket) -> bool:
+        return self.get(sock) is not None
+
+    def __setitem__(self, sock: socket.socket, value: V) -> None:
+        key = id(sock)
+        self._known[key] = (weakref.ref(sock, lambda reference: self._forget(key, reference)), value)
+
+    def discard(self, sock: socket.socket) -> None:
+        """Forgets what is known, if anything."""
+        self._known.pop(id(sock), None)
+
+    def _forget(self, key: int, reference: weakref.ref[socket.socket]) -> None:
+        if self._known.get(key, (None,))[0] is reference:
+            del self._known[key]
+
+
 def attachment_of(sock: socket.socket) -> Attachment | None:
     """The socket's share in a tunnel; None for one that is not tunnelled."""
     return attachments.get(id(sock))
@@ -175,6 +219,21 @@ def attachment_of(sock: socket.socket) -> Attachment | None:
 def attach(sock: socket.socket, tunnel: Tunnel, transport: Transport) -> None:
     """Gives a socket object its share in a tunnel."""
     attachments[id(sock)] = Attachment(sock, tunnel, transport)
+
+
+def claim(sock: socket.socket, tunnel: Tunnel, transport: Transport) -> None:
+    """Gives a socket object its share in a tunnel, if it has none.
+
+    Raises:
+        OSError: EALREADY, EISCONN: it has one, which is being made, or has been.
+    """
+    attachment = Attachment(sock, tunnel, transport)
+    first = attachments.setdefault(id(sock), attachment)
+    if first is attachment:
+        return
+    transport.release()
+    first.tunnel.check_settled()
+    raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
 
 
 def detach(sock: socket.socket) -> None:

@@ -216,6 +216,9 @@ def associate(proxies: Sequence[Proxy], family: int, timeout: float | None, drop
     control = _originals.socket(family, socket.SOCK_STREAM)
     try:
         control.settimeout(timeout)
+        if family == socket.AF_INET6:
+            # The relay is wanted in the family by which the proxy is reached: IPv4, for one that has IPv4 alone.
+            control.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         tunnel = Tunnel(proxies, Address("0.0.0.0", 0), ("0.0.0.0", 0), command=Command.UDP_ASSOCIATE)
         attach(control, tunnel, Transport(control.fileno(), family))
         establish(control, tunnel)

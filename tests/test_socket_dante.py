@@ -250,7 +250,7 @@ class TestNames:
 
 
 class TestFamilies:
-    """A proxy of the other address family takes another kernel socket, under the same descriptor."""
+    """A proxy of either address family is reached under the same descriptor, whatever kernel socket that takes."""
 
     @pytest.mark.parametrize(
         ("family", "proxy_host"), [(socket.AF_INET6, "127.0.0.1"), (socket.AF_INET, "::1"), (socket.AF_INET6, "::1")]

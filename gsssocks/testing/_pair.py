@@ -491,7 +491,7 @@ def _put_into_tunnel(sock: socket.socket, context: MemoryContext, level: Protect
     peername = sock.getpeername()
     tunnel = Tunnel([Proxy("proxy.example")], Address(*peername[:2]), peername)
     tunnel.bound = Address(*sock.getsockname()[:2])
-    tunnel.kernel_name_shown = True
+    tunnel.local = sock.getsockname()
     tunnel.context = context
     tunnel.stream = ProtectedStream(ProtectedRecords(context, level))
     tunnel.settle()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,8 @@ from gsssocks.testing import ScriptedProxy
 from tests.hostile.misdeeds import MISDEEDS, Misdeed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gsssocks.testing import Conversation
     from tests.peers.targets import EchoServer
 
@@ -98,3 +103,53 @@ def test_gsssocket_can_try_another_proxy(misdeed: Misdeed) -> None:
         sock.sendall(b"in the tunnel")
         assert sock.recv(100) == b"in the tunnel"
     assert SECRET not in bad.received + good.received
+
+
+class Hoarder:
+    """A proxy that opens all the descriptors that this process may have, before it refuses."""
+
+    def __init__(self) -> None:
+        self._taken: list[int] = []
+
+    def __call__(self, client: Conversation) -> None:
+        client.hear_greeting()
+        try:
+            while True:
+                self._taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        client.send(b"\x05\xff")
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """There are no more than a few, but enough for a connect."""
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 100, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in self._taken:
+                os.close(fd)
+
+
+class TestWithoutADescriptorLeft:
+    def test_failed_connect_leaves_a_fresh_socket(self, echo: EchoServer) -> None:
+        hoarder = Hoarder()
+        with ScriptedProxy(hoarder) as proxy, gsssocks.installed(proxy.url()), socket.socket() as sock:
+            with hoarder.limited(), pytest.raises(gsssocks.AuthenticationError):
+                sock.connect(TARGET)
+            assert_fresh(sock, sock.fileno(), echo)
+
+    def test_failed_connect_leaves_nothing_to_send_over_where_another_kernel_socket_was_needed(self) -> None:
+        hoarder = Hoarder()
+        with ScriptedProxy(hoarder) as proxy, gsssocks.installed(proxy.url()), socket.socket(socket.AF_INET6) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # so it cannot reach an IPv4 proxy itself
+            with hoarder.limited(), pytest.raises(gsssocks.AuthenticationError):
+                sock.connect(TARGET)
+            with pytest.raises(OSError, match="not connected"):
+                sock.getpeername()
+            with pytest.raises(BrokenPipeError):
+                sock.sendall(SECRET)
+        assert SECRET not in proxy.received
