@@ -80,6 +80,40 @@ class TestTrio:
 
         assert is_answer(trio.run(talk))
 
+    def test_socket_connected_before(self, echo: EchoServer) -> None:
+        import trio
+
+        async def talk() -> bytes:
+            with trio.socket.from_stdlib_socket(socket.create_connection(echo.address)) as connection:
+                await connection.send(b"hello")
+                return await connection.recv(5)
+
+        assert trio.run(talk) == b"hello"
+
+    def test_duplicate(self, echo: EchoServer) -> None:
+        import trio
+
+        async def talk() -> bytes:
+            with trio.socket.socket() as first:
+                await first.connect(echo.address)
+                await first.send(b"hello")
+                assert await first.recv(5) == b"hello"
+                with first.dup() as second:
+                    await second.send(b"again")
+                    return await second.recv(5)
+
+        assert trio.run(talk) == b"again"
+
+    def test_tls_socket_is_refused_as_ever(self, https_server: HTTPSServer, context: ssl.SSLContext) -> None:
+        import trio
+
+        async def wrap(connection: socket.socket) -> None:
+            trio.socket.from_stdlib_socket(connection)
+
+        plain = socket.create_connection(https_server.address)
+        with context.wrap_socket(plain, server_hostname="localhost") as tls, pytest.raises(TypeError, match="expected"):
+            trio.run(wrap, tls)
+
 
 @pytest.mark.usefixtures("through_dante")
 class TestPyOpenSSL:
@@ -248,7 +282,7 @@ async def talk():
         await stream.send_all(b"hello")
         return bytes(await stream.receive_some(100))
 run = lambda: trio.run(talk)
-covered = lambda: trio._socket._SocketType._nonblocking_helper
+covered = lambda: trio._socket._SocketType.__init__
 """,
     "OpenSSL.SSL": """
 from OpenSSL import SSL

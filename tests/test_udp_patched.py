@@ -539,6 +539,18 @@ class TestLibraries:
         assert trio.run(exchange) == (b"hello", echo.address)
         assert everything.associations() == before + 1
 
+    def test_duplicate_of_trio(self, everything: Dante, echo: UDPEcho) -> None:
+        async def exchange() -> Any:
+            with trio.fail_after(PATIENCE_SECONDS):
+                with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as first:
+                    await first.sendto(b"hello", echo.address)
+                    with first.dup() as second:
+                        return await second.recvfrom(100)
+
+        before = everything.associations()
+        assert trio.run(exchange) == (b"hello", echo.address)
+        assert everything.associations() == before + 1
+
 
 async def exchanged_by_asyncio(remote: Any = None, to: Any = None) -> Any:
     """What comes back for "hello", and from whom."""
