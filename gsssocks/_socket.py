@@ -297,7 +297,7 @@ class GSSSocket(_originals.socket):
         wanted = _arguments.size(self.family, "recv", bufsize, flags)
         if flags:
             return receive_with_flags(self, attachment, wanted, flags)
-        return attachment.tunnel.stream.receive(attachment.transport, wanted, Deadline(_timeout(self)))
+        return attachment.tunnel.stream.receive(attachment.transport, wanted, Deadline(self.gettimeout()))
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         attachment = attachments.get(id(self))
@@ -306,7 +306,7 @@ class GSSSocket(_originals.socket):
         with _arguments.room(self.family, "recv_into", buffer, nbytes, flags) as target:
             if not flags:
                 stream = attachment.tunnel.stream
-                return stream.receive_into(attachment.transport, target, Deadline(_timeout(self)))
+                return stream.receive_into(attachment.transport, target, Deadline(self.gettimeout()))
             octets = receive_with_flags(self, attachment, len(target), flags)
             target[: len(octets)] = octets
             return len(octets)

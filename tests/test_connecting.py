@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import struct
@@ -251,6 +252,17 @@ class TestOptions:
             values = self.set_all(sock)
             sock.connect(("::ffff:127.0.0.1", echo.address[1]))
             assert self.values(sock) == values
+
+    def test_not_to_wait_is_kept_whatever_the_default_timeout_is(self, proxy: Proxy, echo: EchoServer) -> None:
+        with GSSSocket(socket.AF_INET6, proxy=proxy) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.settimeout(None)
+            socket.setdefaulttimeout(0)
+            try:
+                sock.connect(("::ffff:127.0.0.1", echo.address[1]))
+            finally:
+                socket.setdefaulttimeout(None)
+            assert os.get_blocking(sock.fileno())
 
     def test_epoll_goes_on_after_a_failed_connect(self, proxy: Proxy, echo: EchoServer) -> None:
         with GSSSocket(proxy=proxy) as sock, closing(socket.create_server(("127.0.0.1", 0))) as nobody:

@@ -144,6 +144,18 @@ class TestDetached:
             os.read(fd, 1)
         os.close(fd)
 
+    @pytest.mark.parametrize("timeout", [0, 0.001])
+    def test_is_had_whatever_the_default_timeout_is(self, tunnel: socket.socket, timeout: float) -> None:
+        socket.setdefaulttimeout(timeout)
+        try:
+            fd = tunnel.detach()
+        finally:
+            socket.setdefaulttimeout(None)
+        with socket.socket(fileno=fd) as plain:
+            plain.settimeout(PATIENCE_SECONDS)
+            plain.sendall(b"hello")
+            assert plain.recv(5) == b"hello"
+
     def test_loses_nothing_at_the_end_of_the_process(self, realm: Realm, dante_confidentiality: Dante) -> None:
         program = (
             "import gsssocks, os, sys\n"
