@@ -265,9 +265,9 @@ class GSSSocket(_originals.socket):
         if attachment is None:
             check_not_connecting(flags)
             return super().sendmsg(buffers, ancdata, flags, address)
-        buffers = _arguments.listed(buffers)
+        buffers, ancdata = _arguments.listed(buffers), list(ancdata)
         control = _arguments.has_control_messages(self.family, buffers, ancdata, flags, address)
-        if control:
+        if control and not all(map(_passed_over, ancdata)):
             GSSSocket.send(self, b"", flags)  # a connection that cannot send at all says that first
             raise OSError(errno.EINVAL, "ancillary data cannot be sent through a proxy")
         most = attachment.tunnel.stream.records.max_plaintext
@@ -474,6 +474,16 @@ class GSSSocket(_originals.socket):
 
 
 _chosen_proxies: Beside[Proxy] = Beside()
+
+
+# scm_send() and __sock_cmsg_send() of Linux: what is of another protocol, or for AF_UNIX.
+_FOR_UNIX = [getattr(socket, name, None) for name in ("SCM_RIGHTS", "SCM_CREDENTIALS")]
+
+
+def _passed_over(control: tuple[int, int, object]) -> bool:
+    """Whether TCP takes no notice of a control message."""
+    level, kind, _ = control
+    return sys.platform == "linux" and (level != socket.SOL_SOCKET or kind in _FOR_UNIX)
 
 
 class _Sender:

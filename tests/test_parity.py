@@ -557,12 +557,23 @@ class TestSpecialFlags:
         assert standard.errno is not None
         assert outcome(lambda: pairs.tunnelled.sock.send(DATA, socket.MSG_OOB)) == standard
 
-    def test_ancillary_data_is_refused_as_of_an_unknown_kind(self, pairs: SideBySide) -> None:
-        standard = outcome(lambda: pairs.plain.sock.sendmsg([DATA], [(socket.SOL_SOCKET, 9999, b"")]))
-        with open(os.devnull, "rb") as file:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fileno()]))]
-            assert standard.errno is not None
-            assert outcome(lambda: pairs.tunnelled.sock.sendmsg([DATA], rights)) == standard
+    @pytest.mark.parametrize(
+        "control",
+        [
+            (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0])),
+            (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, bytes(12)),
+            (socket.SOL_SOCKET, 9999, b""),
+            (socket.IPPROTO_IP, socket.IP_TTL, bytes(4)),
+        ],
+        ids=["rights", "credentials", "unknown", "another level"],
+    )
+    def test_ancillary_data(self, pairs: SideBySide, control: tuple[int, int, Any]) -> None:
+        pairs.same(method("sendmsg", [DATA], [control]))
+        pairs.same(lambda sock: sock.sendmsg([DATA], iter([control])))
+
+    def test_descriptors_are_passed_over(self, pairs: SideBySide) -> None:
+        assert pairs.same(lambda sock: socket.send_fds(sock, [DATA], [0])).value == len(DATA)
+        assert pairs.tunnelled.peer.read_exactly(len(DATA)) == DATA
 
     def test_refused_send_leaves_nothing_behind(self, pairs: SideBySide) -> None:
         with pytest.raises(OSError):
