@@ -39,7 +39,7 @@ from . import _arguments, _originals
 from ._connecting import as_kernel_says, checked_address, destination
 from ._destinations import Destination, Route, in_family
 from ._endpoint import Endpoint, Share, join, leave, renew, share_of
-from ._socket import GSSSocket, code_of_connect
+from ._socket import GSSSocket, chosen_proxy, code_of_connect
 from ._switching import kinds, switch
 from ._transport import Arrival, Deadline, byte_view
 from ._udp import Dropped
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from ._destinations import Router
-    from ._tunnel import Tunnel
 
 __all__ = ["DatagramSocket", "become_datagram_socket"]
 
@@ -84,43 +83,13 @@ class DatagramSocket(GSSSocket):
         share = share_of(self)
         return replace(share.endpoint.dropped) if share else Dropped()
 
-    def _share(self) -> Share | None:
-        """Its share in an endpoint; None when it is closed, and the kernel's methods say what there is to say."""
-        share = share_of(self)
-        if share is not None:
-            return share
-        fd = _Plain.fileno(self)
-        if fd < 0:
-            return None
-        proxies = (self._proxy(),)
-        return join(self, fd, lambda: Endpoint(_family(self), lambda _host, _port: Route(proxies, None), proxies))
-
     # Destinations
 
-    def _destination(self, share: Share, address: tuple[Any, ...]) -> Destination | tuple[Any, ...]:
-        """Where `address` (checked) is: an address for the kernel if it is reached directly.
-
-        Raises:
-            ProxyError: a rule refuses it, or it cannot be reached through a proxy.
-        """
-        host = address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii")
-        port = address[1].__index__()
-        route = share.endpoint.route(host or _ANY[share.endpoint.family], port)
-        if not route.proxies:
-            return _directly(share.endpoint, address, route.name)
-        if not port:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if host == "<broadcast>":
-            address = ("255.255.255.255", *address[1:])
-        asked = destination(self, route.proxies[0], address, route.name)
-        _check_unicast(asked.host)
-        return Destination(route, asked, as_kernel_says(self, address))
-
     def connect(self, address: Any) -> None:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.connect(self, address)
-        to = self._destination(share, checked_address(self, address))
+        to = _destination(self, share, checked_address(self, address))
         if not isinstance(to, Destination):
             _Plain.connect(self, to)
             share.endpoint.peer = None
@@ -138,104 +107,72 @@ class DatagramSocket(GSSSocket):
     # Sending
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
-        share = self._share()
+        share = _share(self)
         if share is None or share.endpoint.peer is None:
             return _Plain.send(self, data, flags)  # to a direct peer, or nowhere
         _arguments.check(share.endpoint.family, "send", data, flags)
-        return self._send(share, bytes(byte_view(data)), flags, share.endpoint.peer)
+        return _send(self, share, bytes(byte_view(data)), flags, share.endpoint.peer)
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         DatagramSocket.send(self, data, flags)
 
     def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.sendto(self, data, *arguments)
         _arguments.check(share.endpoint.family, "sendto", data, *arguments[:-1], _NUMERIC[share.endpoint.family])
         if not arguments:
             _arguments.check(share.endpoint.family, "sendto", data)
         flags = arguments[0] if len(arguments) == 2 else 0
-        to = self._destination(share, checked_address(self, arguments[-1], "sendto"))
+        to = _destination(self, share, checked_address(self, arguments[-1], "sendto"))
         if not isinstance(to, Destination):
             return _Plain.sendto(self, data, flags, to)
-        return self._send(share, bytes(byte_view(data)), flags, to)
+        return _send(self, share, bytes(byte_view(data)), flags, to)
 
     def sendmsg(
         self, buffers: Iterable[ReadableBuffer], ancdata: Any = (), flags: int = 0, address: Any = None, /
     ) -> int:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.sendmsg(self, buffers, ancdata, flags, address)
         listed = _arguments.listed(buffers)
         peer: Destination | tuple[Any, ...] | None = share.endpoint.peer
         if address is not None:
-            peer = self._destination(share, checked_address(self, address, "sendmsg"))
+            peer = _destination(self, share, checked_address(self, address, "sendmsg"))
         if not isinstance(peer, Destination):
             return _Plain.sendmsg(self, listed, ancdata, flags, peer)
         if _arguments.has_control_messages(share.endpoint.family, listed, ancdata, flags, None):
             raise OSError(errno.EINVAL, "ancillary data cannot be sent through a proxy")
-        return self._send(share, b"".join(bytes(byte_view(buffer)) for buffer in listed), flags, peer)
-
-    def _send(self, share: Share, data: bytes, flags: int, to: Destination) -> int:
-        flags = operator.index(flags)
-        if flags & (_MORE | int(socket.MSG_OOB)):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        share.endpoint.send(share, data, to, _deadline(self, flags))
-        return len(data)
+        return _send(self, share, b"".join(bytes(byte_view(buffer)) for buffer in listed), flags, peer)
 
     # Receiving
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        share = self._share()
+        share = _share(self)
         if share is None or bufsize == 0:
             return _Plain.recv(self, bufsize, flags)  # which takes nothing for nothing
-        return self._taken(share, "recv", bufsize, flags)[0]
+        return _taken(self, share, "recv", bufsize, flags)[0]
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.recvfrom(self, bufsize, flags)
-        return self._taken(share, "recvfrom", bufsize, flags)
-
-    def _taken(self, share: Share, method: str, bufsize: int, flags: int) -> tuple[bytes, Any]:
-        wanted = _arguments.size(share.endpoint.family, method, bufsize, flags)
-        flags = operator.index(flags)
-        if flags & _ERRQUEUE:
-            return _Plain.recvfrom(self, wanted, flags)
-        arrival = _receive(self, share, flags)
-        data = arrival.data[:wanted]
-        if flags & _TRUNC:
-            data += bytes(len(arrival.data) - len(data))  # as long as it was
-        return data, arrival.sender
+        return _taken(self, share, "recvfrom", bufsize, flags)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.recv_into(self, buffer, nbytes, flags)
-        return self._taken_into(share, "recv_into", buffer, nbytes, flags)[0]
+        return _taken_into(self, share, "recv_into", buffer, nbytes, flags)[0]
 
     def recvfrom_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.recvfrom_into(self, buffer, nbytes, flags)
-        return self._taken_into(share, "recvfrom_into", buffer, nbytes, flags)
-
-    def _taken_into(
-        self, share: Share, method: str, buffer: WriteableBuffer, nbytes: int, flags: int
-    ) -> tuple[int, Any]:
-        with _arguments.room(share.endpoint.family, method, buffer, nbytes, flags) as target:
-            flags = operator.index(flags)
-            if flags & _ERRQUEUE:
-                return _Plain.recvfrom_into(self, target, 0, flags)
-            if not target and method == "recv_into":
-                return 0, None  # nothing is taken for nothing
-            arrival = _receive(self, share, flags)
-            part = arrival.data[: len(target)]
-            target[: len(part)] = part
-            return len(arrival.data if flags & _TRUNC else part), arrival.sender
+        return _taken_into(self, share, "recvfrom_into", buffer, nbytes, flags)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.recvmsg(self, bufsize, ancbufsize, flags)
         wanted = _arguments.size(share.endpoint.family, "recvmsg", bufsize, ancbufsize, flags)
@@ -248,7 +185,7 @@ class DatagramSocket(GSSSocket):
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[Any], int, Any]:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.recvmsg_into(self, buffers, ancbufsize, flags)
         listed = _arguments.listed(buffers)
@@ -273,7 +210,7 @@ class DatagramSocket(GSSSocket):
     # Ending
 
     def shutdown(self, how: int, /) -> None:
-        share = self._share()
+        share = _share(self)
         if share is None:
             return _Plain.shutdown(self, how)
         try:
@@ -304,11 +241,6 @@ class DatagramSocket(GSSSocket):
 
     # What it says of itself
 
-    def _tunnel(self) -> Tunnel | None:
-        share = share_of(self)
-        associations = share.endpoint.associations if share else []
-        return associations[0].tunnel if associations else None
-
     def get_proxy_peername(self) -> tuple[Any, ...] | None:
         share = share_of(self)
         return share.endpoint.peer.shown if share and share.endpoint.peer else None
@@ -332,6 +264,73 @@ class DatagramSocket(GSSSocket):
 
 
 kinds[socket.SOCK_DGRAM] = DatagramSocket
+
+
+def _share(sock: socket.socket) -> Share | None:
+    """Its share in an endpoint; None when it is closed, and the kernel's methods say what there is to say."""
+    share = share_of(sock)
+    if share is not None:
+        return share
+    fd = _Plain.fileno(sock)
+    if fd < 0:
+        return None
+    proxies = (chosen_proxy(sock),)
+    return join(sock, fd, lambda: Endpoint(_family(sock), lambda _host, _port: Route(proxies, None), proxies))
+
+
+def _destination(sock: socket.socket, share: Share, address: tuple[Any, ...]) -> Destination | tuple[Any, ...]:
+    """Where `address` (checked) is: an address for the kernel if it is reached directly.
+
+    Raises:
+        ProxyError: a rule refuses it, or it cannot be reached through a proxy.
+    """
+    host = address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii")
+    port = address[1].__index__()
+    route = share.endpoint.route(host or _ANY[share.endpoint.family], port)
+    if not route.proxies:
+        return _directly(share.endpoint, address, route.name)
+    if not port:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if host == "<broadcast>":
+        address = ("255.255.255.255", *address[1:])
+    asked = destination(sock, route.proxies[0], address, route.name)
+    _check_unicast(asked.host)
+    return Destination(route, asked, as_kernel_says(sock, address))
+
+
+def _send(sock: socket.socket, share: Share, data: bytes, flags: int, to: Destination) -> int:
+    flags = operator.index(flags)
+    if flags & (_MORE | int(socket.MSG_OOB)):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    share.endpoint.send(share, data, to, _deadline(sock, flags))
+    return len(data)
+
+
+def _taken(sock: socket.socket, share: Share, method: str, bufsize: int, flags: int) -> tuple[bytes, Any]:
+    wanted = _arguments.size(share.endpoint.family, method, bufsize, flags)
+    flags = operator.index(flags)
+    if flags & _ERRQUEUE:
+        return _Plain.recvfrom(sock, wanted, flags)
+    arrival = _receive(sock, share, flags)
+    data = arrival.data[:wanted]
+    if flags & _TRUNC:
+        data += bytes(len(arrival.data) - len(data))  # as long as it was
+    return data, arrival.sender
+
+
+def _taken_into(
+    sock: socket.socket, share: Share, method: str, buffer: WriteableBuffer, nbytes: int, flags: int
+) -> tuple[int, Any]:
+    with _arguments.room(share.endpoint.family, method, buffer, nbytes, flags) as target:
+        flags = operator.index(flags)
+        if flags & _ERRQUEUE:
+            return _Plain.recvfrom_into(sock, target, 0, flags)
+        if not target and method == "recv_into":
+            return 0, None  # nothing is taken for nothing
+        arrival = _receive(sock, share, flags)
+        part = arrival.data[: len(target)]
+        target[: len(part)] = part
+        return len(arrival.data if flags & _TRUNC else part), arrival.sender
 
 
 def _receive(sock: socket.socket, share: Share, flags: int, *, control: int = 0) -> Arrival:

@@ -37,6 +37,7 @@ from . import _arguments, _bind, _originals
 from ._config import Proxy
 from ._connecting import checked_address
 from ._destinations import in_family
+from ._endpoint import share_of
 from ._flags import receive_with_flags, sending
 from ._relay import relay
 from ._switching import (
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GSSSocket",
     "check_not_connecting",
+    "chosen_proxy",
     "code_of_connect",
     "connect_code",
     "in_progress",
@@ -156,7 +158,7 @@ class GSSSocket(_originals.socket):
             ValueError: not a SOCKS 5 proxy, or a wrong option.
         """
         if proxy_type is None:
-            _chosen_proxies.discard(self)
+            _chosen_proxies.pop(self)
             return
         if proxy_type != 2 or addr is None:
             raise ValueError("gsssocks speaks SOCKS 5 only: set_proxy(socks.SOCKS5, host, port)")
@@ -169,34 +171,31 @@ class GSSSocket(_originals.socket):
 
     def get_proxy_sockname(self) -> tuple[str, int] | None:
         """The proxy's own address towards the target, from its reply; None while not connected."""
-        tunnel = self._tunnel() or _bind.listener_of(self)
+        tunnel = _tunnel_of(self) or _bind.listener_of(self)
         bound = tunnel.bound if tunnel else None
         return (bound.host, bound.port) if bound else None
 
     def get_proxy_peername(self) -> tuple[Any, ...] | None:
         """The target as it was asked for, `getpeername()`'s answer; None while not connected."""
-        tunnel = self._tunnel()
+        tunnel = _tunnel_of(self)
         return tunnel.peername if tunnel else None
 
     # Connecting
 
     def connect(self, address: Any) -> None:
-        tunnel = self._tunnel() or _bind.listener_of(self)
+        tunnel = _tunnel_of(self) or _bind.listener_of(self)
         if tunnel is not None:
             checked_address(self, address)
             sys.audit("socket.connect", self, address)
             return _connect_again(self, tunnel)
         checked = check_connectable(self, address)
-        open_checked_tunnel(self, [self._proxy()], checked)
+        open_checked_tunnel(self, [chosen_proxy(self)], checked)
         if _timeout(self) == 0:
             raise in_progress()
         return None
 
     def connect_ex(self, address: Any) -> int:
         return code_of_connect(self, GSSSocket.connect, address)
-
-    def _proxy(self) -> Proxy:
-        return _chosen_proxies.get(self) or Proxy.from_environ()
 
     # Accepting
 
@@ -206,10 +205,10 @@ class GSSSocket(_originals.socket):
 
     def listen(self, *arguments: int) -> None:
         listener = _bind.listener_of(self)
-        if listener is None and (self._tunnel() is not None or not may_listen(self)):
+        if listener is None and (_tunnel_of(self) is not None or not may_listen(self)):
             return super().listen(*arguments)
         _arguments.check(self.family, "listen", *arguments)
-        open_listener(self, listener.proxies if listener else [self._proxy()])
+        open_listener(self, listener.proxies if listener else [chosen_proxy(self)])
 
     def accept(self) -> tuple[socket.socket, Any]:
         listener = _bind.listener_of(self)
@@ -315,13 +314,13 @@ class GSSSocket(_originals.socket):
         if id(self) not in attachments:
             return super().recvfrom(bufsize, flags)
         wanted = _arguments.size(self.family, "recvfrom", bufsize, flags)
-        return self._received(wanted, flags), None
+        return _received(self, wanted, flags), None
 
     def recvfrom_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         if id(self) not in attachments:
             return super().recvfrom_into(buffer, nbytes, flags)
         with _arguments.room(self.family, "recvfrom_into", buffer, nbytes, flags) as target:
-            octets = self._received(len(target), flags)
+            octets = _received(self, len(target), flags)
             target[: len(octets)] = octets
             return len(octets), None
 
@@ -329,7 +328,7 @@ class GSSSocket(_originals.socket):
         if id(self) not in attachments:
             return super().recvmsg(bufsize, ancbufsize, flags)
         wanted = _arguments.size(self.family, "recvmsg", bufsize, ancbufsize, flags)
-        return self._received(wanted, flags), [], operator.index(flags) & _CMSG_CLOEXEC, None
+        return _received(self, wanted, flags), [], operator.index(flags) & _CMSG_CLOEXEC, None
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
@@ -340,17 +339,13 @@ class GSSSocket(_originals.socket):
         _arguments.check(self.family, "recvmsg_into", listed, ancbufsize, flags)
         with ExitStack() as stack:
             views = [stack.enter_context(byte_view(buffer)) for buffer in listed]
-            octets = memoryview(self._received(sum(map(len, views)), flags))
+            octets = memoryview(_received(self, sum(map(len, views)), flags))
             received = len(octets)
             for view in views:
                 part = octets[: len(view)]
                 view[: len(part)] = part
                 octets = octets[len(part) :]
         return received, [], operator.index(flags) & _CMSG_CLOEXEC, None
-
-    def _received(self, size: int, flags: int) -> bytes:
-        """As `recv`; but no octets at all are waited for as one would be, as recvfrom(2) and recvmsg(2) do."""
-        return GSSSocket.recv(self, size, flags) if size else GSSSocket.recv(self, 1, flags | _PEEK)[:0]
 
     # Ending
 
@@ -419,7 +414,7 @@ class GSSSocket(_originals.socket):
         Raises:
             OSError: the connection is being made.
         """
-        tunnel = self._tunnel()
+        tunnel = _tunnel_of(self)
         return None if tunnel is None else tunnel.info()
 
     @property
@@ -430,20 +425,13 @@ class GSSSocket(_originals.socket):
         Raises:
             OSError: the connection is being made.
         """
-        tunnel = self._tunnel()
+        tunnel = _tunnel_of(self)
         return None if tunnel is None else tunnel.protection
 
     @property
     def dropped(self) -> Dropped | None:
         """How many datagrams have arrived and not been handed over, by the reason; None for TCP."""
         return None
-
-    def _tunnel(self) -> Tunnel | None:
-        """That of a connection; None for a listening socket."""
-        attachment = attachments.get(id(self))
-        if attachment is None:
-            return relayed.get(self)
-        return None if isinstance(attachment.tunnel, _bind.Listener) else attachment.tunnel
 
     def fileno(self) -> int:
         attachment = attachments.get(id(self))
@@ -456,12 +444,12 @@ class GSSSocket(_originals.socket):
         name = super().getpeername()  # ENOTCONN, EBADF where a plain socket would say so
         if _bind.listener_of(self) is not None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        tunnel = self._tunnel()
+        tunnel = _tunnel_of(self)
         return tunnel.peername if tunnel else name
 
     def getsockname(self) -> Any:
         name = super().getsockname()
-        tunnel = self._tunnel() or _bind.listener_of(self)
+        tunnel = _tunnel_of(self) or _bind.listener_of(self)
         if tunnel is None or tunnel.bound is None:
             return name
         # In the form of its own family, whatever that of the kernel's socket is.
@@ -474,6 +462,28 @@ class GSSSocket(_originals.socket):
 
 
 _chosen_proxies: Beside[Proxy] = Beside()
+
+
+def chosen_proxy(sock: socket.socket) -> Proxy:
+    """The one that it was given, or that the environment names."""
+    return _chosen_proxies.get(sock) or Proxy.from_environ()
+
+
+def _tunnel_of(sock: socket.socket) -> Tunnel | None:
+    """That of a connection, or of a UDP socket's first association; None for a listening socket."""
+    share = share_of(sock)
+    if share is not None:
+        associations = share.endpoint.associations
+        return associations[0].tunnel if associations else None
+    attachment = attachments.get(id(sock))
+    if attachment is None:
+        return relayed.get(sock)
+    return None if isinstance(attachment.tunnel, _bind.Listener) else attachment.tunnel
+
+
+def _received(sock: GSSSocket, size: int, flags: int) -> bytes:
+    """As `recv`; but no octets at all are waited for as one would be, as recvfrom(2) and recvmsg(2) do."""
+    return GSSSocket.recv(sock, size, flags) if size else GSSSocket.recv(sock, 1, flags | _PEEK)[:0]
 
 
 # scm_send() and __sock_cmsg_send() of Linux: what is of another protocol, or for AF_UNIX.

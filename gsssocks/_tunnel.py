@@ -202,9 +202,10 @@ class Beside(Generic[V]):
         key = id(sock)
         self._known[key] = (weakref.ref(sock, lambda reference: self._forget(key, reference)), value)
 
-    def discard(self, sock: socket.socket) -> None:
-        """Forgets what is known, if anything."""
+    def pop(self, sock: socket.socket, default: V | None = None) -> V | None:
+        value = self.get(sock)
         self._known.pop(id(sock), None)
+        return default if value is None else value
 
     def _forget(self, key: int, reference: weakref.ref[socket.socket]) -> None:
         if self._known.get(key, (None,))[0] is reference:

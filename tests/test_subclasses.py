@@ -157,6 +157,28 @@ def test_connect_ex_by_connect(same_as_plain: SameAsPlain, echo: EchoServer) -> 
     assert same_as_plain(twice).value[0] == 0
 
 
+class Namesake(socket.socket):
+    """Uses names for itself that are not a socket's."""
+
+    _tunnel = _proxy = _share = _received = _destination = _taken = "mine"
+
+    def _send(self, data: bytes) -> None:
+        self.sendall(data)
+
+
+@pytest.mark.usefixtures("through_dante")
+class TestNamesOfItsOwn:
+    @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+    def test_are_the_applications(self, echo: EchoServer, udp_echo: UDPEcho, kind: socket.SocketKind) -> None:
+        address = echo.address if kind == socket.SOCK_STREAM else udp_echo.address
+        with Namesake(socket.AF_INET, kind) as sock, socket.create_connection(echo.address):
+            sock.settimeout(PATIENCE_SECONDS)
+            sock.connect(address)
+            sock._send(b"hello")
+            assert sock.recvfrom(100)[0] == b"hello"
+            assert sock.getpeername() == address
+
+
 class Equal(socket.socket):  # noqa: PLW1641 - that is what it is about
     """Has an equality of its own, and so no hash."""
 
