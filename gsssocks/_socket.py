@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
 from . import _arguments, _bind, _originals
 from ._config import Proxy
-from ._connecting import checked_address
 from ._destinations import in_family
 from ._endpoint import share_of
 from ._flags import receive_with_flags, sending
@@ -44,6 +43,7 @@ from ._switching import (
     accepted_elsewhere,
     adopt,
     check_connectable,
+    connect_again,
     is_connected,
     kinds,
     make_plain,
@@ -185,9 +185,7 @@ class GSSSocket(_originals.socket):
     def connect(self, address: Any) -> None:
         tunnel = _tunnel_of(self) or _bind.listener_of(self)
         if tunnel is not None:
-            checked_address(self, address)
-            sys.audit("socket.connect", self, address)
-            return _connect_again(self, tunnel)
+            return connect_again(self, address, tunnel)
         checked = check_connectable(self, address)
         open_checked_tunnel(self, [chosen_proxy(self)], checked)
         if _timeout(self) == 0:
@@ -507,22 +505,6 @@ class _Sender:
 
 # C's methods call none of the application's, which may have a gettimeout() of its own.
 _timeout = _originals.SocketType.gettimeout
-
-
-def _connect_again(sock: socket.socket, tunnel: Tunnel) -> None:
-    """What becomes of a connect on a socket that has a tunnel: as on Linux, one that waits for ever waits for the
-    connect of another thread, and succeeds with it."""
-    if _timeout(sock) is not None:
-        tunnel.check_settled()
-    elif not tunnel.is_settled:
-        tunnel.wait_settled()
-        tunnel.check_settled()  # a signal handler's connect in the thread that connects cannot wait
-        attachment = attachments.get(id(sock))
-        if attachment is None or attachment.tunnel is not tunnel:
-            raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
-        return
-    code = errno.EISCONN if _originals.SocketType.fileno(sock) >= 0 else errno.EBADF
-    raise OSError(code, os.strerror(code))
 
 
 def in_progress() -> BlockingIOError:

@@ -30,6 +30,7 @@ __all__ = [
     "accepted_elsewhere",
     "adopt",
     "check_connectable",
+    "connect_again",
     "is_connected",
     "kinds",
     "make_plain",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _INET = (socket.AF_INET, socket.AF_INET6)
+_timeout = _originals.SocketType.gettimeout
 _ACCEPTCONN: int | None = getattr(socket, "SO_ACCEPTCONN", None)
 
 relayed: Beside[Tunnel] = Beside()
@@ -161,6 +163,24 @@ def check_connectable(sock: socket.socket, address: Any) -> tuple[Any, ...]:
     if is_connected(sock) or _is_listening(sock):
         raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
     return checked
+
+
+def connect_again(sock: socket.socket, address: Any, tunnel: Tunnel) -> None:
+    """What becomes of a connect on a socket that has a tunnel already: as on Linux, one that waits for ever waits for
+    the connect of another thread, and succeeds with it."""
+    checked_address(sock, address)
+    sys.audit("socket.connect", sock, address)
+    if _timeout(sock) is not None:
+        tunnel.check_settled()
+    elif not tunnel.is_settled:
+        tunnel.wait_settled()
+        tunnel.check_settled()  # a signal handler's connect in the thread that connects cannot wait
+        attachment = attachments.get(id(sock))
+        if attachment is None or attachment.tunnel is not tunnel:
+            raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        return
+    code = errno.EISCONN if _originals.SocketType.fileno(sock) >= 0 else errno.EBADF
+    raise OSError(code, os.strerror(code))
 
 
 def _is_listening(sock: socket.socket) -> bool:
