@@ -166,6 +166,7 @@ class Listener(Tunnel):
             raise
         finally:
             detach(sock)
+            asked.settle()
         return asked
 
     def _undo(self, sock: socket.socket, asked: Tunnel, bound: tuple[Any, ...] | None) -> None:

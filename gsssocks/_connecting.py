@@ -17,7 +17,7 @@ from ._log import log
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Method, Request
 from ._transport import Deadline, Transport, call_within
-from ._tunnel import Attachment, Beside, Tunnel, attachment_of, detach
+from ._tunnel import Attachment, Beside, Tunnel, attachment_of
 from .exceptions import LevelRefusedError, ProxyConnectionError, proxy_connection_error, proxy_timeout
 
 if TYPE_CHECKING:
@@ -112,20 +112,21 @@ def _resolved(host: str, port: int, family: int) -> str:
 
 
 def establish_in_place(sock: socket.socket, tunnel: Tunnel) -> None:
-    """Makes the tunnel that `sock` has its share in, or leaves the socket as it was: with none, not connected."""
+    """Makes the tunnel that `sock` has its share in, or leaves the kernel's socket as it was: not connected.
+
+    The share is to be taken away only then: what another thread sends meanwhile must not meet the kernel's method over
+    a connection to the proxy.
+    """
     fd = _originals.SocketType.fileno(sock)
     try:
         establish(sock, tunnel)
     except BaseException:
         if _originals.SocketType.fileno(sock) == fd:
             disconnect(sock, tunnel)
-        # Only now: what another thread sends must not meet the kernel's method over a connection to the proxy.
-        detach(sock)
         raise
     finally:
         if _originals.SocketType.fileno(sock) == fd:
             os.set_blocking(fd, _timeout(sock) is None)
-        tunnel.settle()
 
 
 def disconnect(sock: socket.socket, tunnel: Tunnel) -> None:

@@ -134,13 +134,17 @@ def open_checked_tunnel(
         # Before its class is touched, since another thread may have been first.
         claim(sock, tunnel, Transport(_originals.SocketType.fileno(sock), sock.family))
         was = type(sock)
-        switch(sock)
         try:
+            switch(sock)
             establish_in_place(sock, tunnel)
+            remember(tunnel, _originals.SocketType.fileno(sock))
         except BaseException:
+            # In this order, lest another thread's connect, which finds no tunnel any more, has its class taken away.
             sock.__class__ = was
+            detach(sock)
             raise
-    remember(tunnel, _originals.SocketType.fileno(sock))
+        finally:
+            tunnel.settle()
     if sock in _used_raw:
         make_plain(sock)
 

@@ -144,6 +144,24 @@ class TestConnectOfASecondThread:
                 sock.sendall(b"hello")
                 assert sock.recv(5) == b"hello"
 
+    def test_of_many_threads_that_all_fail_each_is_told_and_the_socket_is_plain(
+        self, dante_confidentiality: Dante
+    ) -> None:
+        with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
+            address = nobody.getsockname()
+        for _ in range(10):
+            with gsssocks.installed(dante_confidentiality.url(), no_proxy=[]), socket.socket() as sock:
+                sock.settimeout(PATIENCE_SECONDS)
+                together = threading.Barrier(4)
+
+                def connect(sock: socket.socket = sock, together: threading.Barrier = together) -> int:
+                    together.wait()
+                    return sock.connect_ex(address)
+
+                codes = {call.outcome().value for call in [Call(connect) for _ in range(4)]}
+                assert errno.ECONNREFUSED in codes <= {errno.ECONNREFUSED, errno.EALREADY, errno.EISCONN}
+                assert type(sock) is socket.socket
+
 
 class TestMappedAddress:
     """An IPv6 socket connects to an IPv4 address, as a plain one does: to ::ffff:a.b.c.d."""
