@@ -6,7 +6,7 @@ import os
 import re
 import resource
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +15,7 @@ import gsssocks
 from gsssocks import GSSSocket, ProxyError
 from gsssocks.testing import ScriptedProxy
 from tests.hostile.misdeeds import MISDEEDS, Misdeed
+from tests.peers.host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,19 +107,23 @@ def test_gsssocket_can_try_another_proxy(misdeed: Misdeed) -> None:
 
 
 class Hoarder:
-    """A proxy that opens all the descriptors that this process may have, before it refuses."""
+    """A proxy that opens all the descriptors that this process may have, before it refuses; its result is what it was
+    sent afterwards."""
 
     def __init__(self) -> None:
         self._taken: list[int] = []
 
-    def __call__(self, client: Conversation) -> None:
-        client.hear_greeting()
-        try:
+    def __call__(self, client: socket.socket) -> bytes:
+        client.recv(1)
+        with suppress(OSError):
             while True:
                 self._taken.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError:
-            pass
-        client.send(b"\x05\xff")
+        client.sendall(b"\x05\xff")
+        received = bytearray()
+        with suppress(ConnectionResetError):
+            while piece := client.recv(65536):
+                received += piece
+        return bytes(received)
 
     @contextmanager
     def limited(self) -> Iterator[None]:
@@ -134,17 +139,21 @@ class Hoarder:
                 os.close(fd)
 
 
+def proxy_at(host: Host[bytes]) -> str:
+    return f"socks5h://localhost:{host.address[1]}"
+
+
 class TestWithoutADescriptorLeft:
     def test_failed_connect_leaves_a_fresh_socket(self, echo: EchoServer) -> None:
         hoarder = Hoarder()
-        with ScriptedProxy(hoarder) as proxy, gsssocks.installed(proxy.url()), socket.socket() as sock:
+        with Host(hoarder) as host, gsssocks.installed(proxy_at(host)), socket.socket() as sock:
             with hoarder.limited(), pytest.raises(gsssocks.AuthenticationError):
                 sock.connect(TARGET)
             assert_fresh(sock, sock.fileno(), echo)
 
     def test_failed_connect_leaves_nothing_to_send_over_where_another_kernel_socket_was_needed(self) -> None:
         hoarder = Hoarder()
-        with ScriptedProxy(hoarder) as proxy, gsssocks.installed(proxy.url()), socket.socket(socket.AF_INET6) as sock:
+        with Host(hoarder) as host, gsssocks.installed(proxy_at(host)), socket.socket(socket.AF_INET6) as sock:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # so it cannot reach an IPv4 proxy itself
             with hoarder.limited(), pytest.raises(gsssocks.AuthenticationError):
                 sock.connect(TARGET)
@@ -152,4 +161,4 @@ class TestWithoutADescriptorLeft:
                 sock.getpeername()
             with pytest.raises(BrokenPipeError):
                 sock.sendall(SECRET)
-        assert SECRET not in proxy.received
+            assert SECRET not in host.result()
