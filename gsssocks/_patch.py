@@ -66,9 +66,19 @@ class _Patched(NamedTuple):
     """What stands there instead."""
 
 
+class _Installation:
+    """What `install()` has put in force, or one block of `installed()`; None is nothing."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings
+
+
 _lock = threading.RLock()
 _ledger: list[_Patched] = []
 _references: list[str] = []
+_installations = [_Installation()]
+"""Behind the first, which is `install()`'s, one for each block of `installed()` that has not ended. The last is in
+force."""
 
 
 def install(
@@ -83,7 +93,8 @@ def install(
 ) -> None:
     """Sends every TCP connection that this process makes from now on through a proxy, and every UDP datagram.
 
-    Calling it again changes proxy and rules; connections that exist stay as they are.
+    Calling it again changes proxy and rules; connections that exist stay as they are. While blocks of `installed()`
+    have not ended, it changes what the one that began last has installed, until that one ends.
 
     Args:
         proxy: a `Proxy`, a URL (`socks5h://[principal@]host[:port][?option=value&…]`), several of these (tried in
@@ -118,7 +129,11 @@ def install(
 
 
 def uninstall() -> None:
-    """Puts everything back as it was before `install()`. Tunnels that exist go on working."""
+    """Puts everything back as it was before `install()`. Tunnels that exist go on working.
+
+    While blocks of `installed()` have not ended, nothing is installed until the one that began last ends; then the one
+    before it holds again.
+    """
     activate(None)
 
 
@@ -142,19 +157,42 @@ def status() -> Status:
 
 @contextmanager
 def installed(proxy: ProxyChoice = None, **options: Any) -> Iterator[None]:
-    """`install()` for the time of a with statement; afterwards what was installed before, or nothing."""
-    before = current()
-    install(proxy, **options)
+    """`install()` for the time of a with statement; afterwards what was installed before, or nothing.
+
+    It holds for the whole process. Where blocks overlap, in several threads or tasks, the one that began last holds;
+    when it ends, the one that began last of those that have not ended.
+    """
+    mine = _Installation(Settings.load(proxy, **options))
+    with _lock:
+        _installations.append(mine)
     try:
+        _put_in_force()
         yield
     finally:
-        activate(before)
+        with _lock:
+            _installations.remove(mine)
+            _put_in_force()
 
 
 def activate(settings: Settings | None) -> None:
     """Has the program's connections made by these settings, or as ever if there are none."""
+    with _lock:
+        mine = _installations[-1]
+        before, mine.settings = mine.settings, settings
+        try:
+            _put_in_force()
+        except BaseException:
+            mine.settings = before
+            raise
+
+
+def _put_in_force() -> None:
+    """Has the last of the installations hold."""
     global _directly
     with _lock:
+        settings = _installations[-1].settings
+        if settings is not None and settings is current():
+            return
         if settings is not None:
             _patch(settings)
             log_to_stderr_if_asked()
