@@ -13,8 +13,10 @@ from socket import getaddrinfo, gethostbyaddr, socket
 from threading import Thread
 from typing import TYPE_CHECKING
 
-if not TYPE_CHECKING and not issubclass(socket, SocketType):
-    # gevent's or eventlet's, which came first; what they replaced lives on, not least as a base of `ssl.SSLSocket`.
-    socket = next(cls for cls in SocketType.__subclasses__() if cls.__module__ == "socket")
+if not TYPE_CHECKING:
+    # Somebody's subclass may stand there, as PySocks' documentation has it, or something quite different, gevent's or
+    # eventlet's. What they replaced lives on, not least as a base of `ssl.SSLSocket`.
+    candidates = socket.__mro__ if issubclass(socket, SocketType) else SocketType.__subclasses__()
+    socket = next(cls for cls in candidates if (cls.__module__, cls.__name__) == ("socket", "socket"))
 
 __all__ = ["SocketType", "Thread", "getaddrinfo", "gethostbyaddr", "select", "socket"]

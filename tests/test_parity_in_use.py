@@ -34,6 +34,8 @@ from tests.peers.beside import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _typeshed import ReadableBuffer
+
     from gsssocks.testing import PlainPeer
     from tests.peers.beside import Call
 
@@ -108,6 +110,25 @@ class TestIdentity:
                 sock.settimeout(PATIENCE_SECONDS)
                 assert (type(sock).__name__, type(sock).__doc__) == ("Loud", "Speaks up.")
                 assert sock.recv(100) == b"LOUD"
+
+    def test_methods_do_not_call_those_that_a_subclass_overrides(self) -> None:
+        class Crosswise(socket.socket):
+            """As PySocks' class: each calls another of its base class."""
+
+            def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+                return super().recvfrom(bufsize, flags)[0]
+
+            def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
+                return super().sendmsg([data], [], flags)
+
+        for pair in (plain_pair, tunnelled_pair):
+            sock, peer = pair(kind=Crosswise)
+            with sock, peer:
+                sock.settimeout(PATIENCE_SECONDS)
+                peer.send(b"hello")
+                assert sock.recv(100) == b"hello"
+                assert sock.send(b"hello") == 5
+                assert peer.read_exactly(5) == b"hello"
 
 
 # Data in every form
