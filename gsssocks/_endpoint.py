@@ -23,7 +23,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable
 
-from . import _descriptor
+from . import _descriptor, _guards
 from ._destinations import Contacts, in_family, remember
 from ._transport import Arrival, DatagramTransport, Deadline
 from ._udp import Association, Dropped, associate
@@ -314,6 +314,7 @@ def _note_identity(endpoint: Endpoint, fd: int) -> None:
     identity = _descriptor.identity(fd)
     if identity is not None:
         _by_identity[identity] = endpoint
+        _guards.stand_for(endpoint)
 
 
 def endpoint_under(fd: int) -> Endpoint | None:

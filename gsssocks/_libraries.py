@@ -1,8 +1,11 @@
-"""Libraries whose sockets the patch of `socket.socket` does not cover by itself."""
+"""Modules that the patch of `socket.socket` does not cover by itself, and who sees to them.
+
+They pass by a subclass of it, by unbound calls or the bare descriptor, or connect by other means.
+"""
 
 from __future__ import annotations
 
-__all__ = ["LIBRARIES", "LIBRARIES_THAT_RESOLVE"]
+__all__ = ["LIBRARIES", "LIBRARIES_THAT_RESOLVE", "STANDARD_LIBRARY"]
 
 LIBRARIES = {
     "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
@@ -12,6 +15,14 @@ LIBRARIES = {
     "trio._socket": "gsssocks.adapters.trio",
     "uvloop": "gsssocks.adapters.uvloop",
 }
-"""Modules that pass by a subclass of `socket.socket`, by unbound calls or the bare descriptor, and who sees to them."""
+"""Those of other makers: covered while something is installed, and while there are tunnels."""
+STANDARD_LIBRARY = {
+    "multiprocessing.reduction": "gsssocks.adapters.multiprocessing",
+    "os": "gsssocks.adapters.os",
+    "socket": "gsssocks.adapters.socket",
+    "ssl": "gsssocks.adapters.ssl",
+    "subprocess": "gsssocks.adapters.subprocess",
+}
+"""Python's own: left alone until there is a tunnel."""
 LIBRARIES_THAT_RESOLVE = ("eventlet.green.socket", "gevent._socket3")
-"""Those of them that have lookups of their own, and put them into `socket` when they patch it."""
+"""Those that have lookups of their own, and put them into `socket` when they patch it."""

@@ -1,32 +1,27 @@
 """`install()`: from now on, connections go through the proxy, in a program that knows nothing of it.
 
 Methods of the existing `socket.socket` class are wrapped in place, so whoever holds a reference to the class is
-covered, and so is every subclass. Only what makes a connection, or takes over a descriptor, is wrapped; a socket that
-is not proxied sends and receives with the C functions it always had. The ledger says how to put everything back.
+covered, and so is every subclass. Only what makes a connection is wrapped; a socket that is not proxied sends and
+receives with the C functions it always had. The ledger says how to put everything back.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
-import importlib
-import os
 import socket
 import sys
 import threading
 from contextlib import contextmanager
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, cast
 
-import wrapt
-
-from . import _listeners, _originals
+from . import _guards, _listeners, _originals
 from ._config import Settings
 from ._datagram_socket import DatagramSocket, become_datagram_socket
 from ._endpoint import share_of
-from ._libraries import LIBRARIES, LIBRARIES_THAT_RESOLVE
+from ._ledger import Ledger, on_import
+from ._libraries import LIBRARIES_THAT_RESOLVE
 from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
-from ._references import exchange
 from ._routing import (
     choose_placeholders,
     current,
@@ -38,32 +33,18 @@ from ._routing import (
     real_address,
     use,
 )
-from ._sendfile import send_file
 from ._socket import check_not_connecting, connect_code, in_progress
-from ._switching import adopt, open_tunnel
-from ._tunnel import tunnel_under
+from ._switching import open_tunnel
 from .exceptions import unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from types import ModuleType
 
     from ._config.settings import ProxyChoice, RuleChoice
     from ._destinations import Route
 
-__all__ = ["Status", "activate", "install", "installed", "status", "uninstall", "wrap"]
-
-_Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
-
-
-class _Patched(NamedTuple):
-    """One line of the ledger."""
-
-    owner: Any
-    name: str
-    own: Any | None
-    """What stood in the owner's own namespace; None where the attribute was inherited."""
-    wrapped: Any
-    """What stands there instead."""
+__all__ = ["Status", "activate", "install", "installed", "status", "uninstall"]
 
 
 class _Installation:
@@ -74,8 +55,7 @@ class _Installation:
 
 
 _lock = threading.RLock()
-_ledger: list[_Patched] = []
-_references: list[str] = []
+_ledger = Ledger()
 _installations = [_Installation()]
 """Behind the first, which is `install()`'s, one for each block of `installed()` that has not ended. The last is in
 force."""
@@ -141,7 +121,7 @@ class Status(NamedTuple):
     """What `status()` says."""
 
     patched: tuple[str, ...]
-    """What is patched, by name; empty if nothing is installed."""
+    """What is patched, by name; empty if nothing is installed and no tunnel is left (see `_guards`)."""
     references: tuple[str, ...]
     """What other modules had taken of that before, by their own names for it; covered as well."""
     settings: Settings | None
@@ -151,8 +131,8 @@ class Status(NamedTuple):
 def status() -> Status:
     """What is installed now."""
     with _lock:
-        patched = tuple(f"{entry.owner.__name__}.{entry.name}" for entry in _ledger)
-        return Status(patched, tuple(_references), current())
+        references = (*_ledger.references, *_guards.references())
+        return Status((*_ledger.names, *_guards.patched()), references, current())
 
 
 @contextmanager
@@ -199,7 +179,9 @@ def _put_in_force() -> None:
         use(settings)
         _directly = set()
         if settings is None:
-            _restore()
+            _ledger.restore()
+            _resolving.clear()
+            _guards.stand_while_installed(None)
             log_to_stderr_no_more()
 
 
@@ -207,143 +189,70 @@ def _patch(settings: Settings) -> None:
     """Patches what has not been patched yet."""
     if settings.remote_dns:
         choose_placeholders(settings.placeholders)
-    already = len(_ledger)
     if not _ledger:
         _patch_connections()
+    _guards.stand_while_installed(settings)
+    _watch_resolving()
     if settings.remote_dns:
         _patch_lookups()
     if settings.bind:
         _patch_listeners()
-    _cover_references(already)
-
-
-def _cover_references(already: int) -> None:
-    """Has what modules took before stand for what has been patched since the ledger had `already` lines."""
-    _references.extend(exchange((entry.own, entry.wrapped) for entry in _of_modules(_ledger[already:])))
+    _ledger.cover_references()
 
 
 def _patch_connections() -> None:
-    wrap(_originals.socket, "__init__", _init)
-    wrap(_originals.socket, "connect", _connect)
-    wrap(_originals.socket, "connect_ex", _connect_ex)
-    wrap(_originals.socket, "sendto", _sendto)
+    _ledger.wrap(_originals.socket, "connect", _connect)
+    _ledger.wrap(_originals.socket, "connect_ex", _connect_ex)
+    _ledger.wrap(_originals.socket, "sendto", _sendto)
     if hasattr(_originals.socket, "sendmsg"):
-        wrap(_originals.socket, "sendmsg", _sendmsg)
-    if hasattr(os, "sendfile"):
-        wrap(os, "sendfile", _sendfile)
-    _watch_libraries()
+        _ledger.wrap(_originals.socket, "sendmsg", _sendmsg)
 
 
 def _patch_lookups() -> None:
     """Has names that go to the proxy answered by placeholders, whichever module is asked."""
-    patched = [entry.owner for entry in _ledger if entry.name == "getaddrinfo"]
     for module in (socket, *_resolving):
-        if module not in patched:
+        if not _ledger.has(module, "getaddrinfo"):
             for name, wrapper in lookups().items():
-                wrap(module, name, wrapper)
+                _ledger.wrap(module, name, wrapper)
 
 
 def _patch_listeners() -> None:
     """Has sockets listen at the proxy."""
-    if not any(entry.name == "listen" for entry in _ledger):
+    if not _ledger.has(_originals.socket, "listen"):
         for name, wrapper in _listeners.wrappers(listening_proxies).items():
-            wrap(_originals.socket, name, wrapper)
+            _ledger.wrap(_originals.socket, name, wrapper)
 
 
 _resolving: list[ModuleType] = []
 _watched = False
 
 
-def _watch_libraries() -> None:
-    """Has each of `LIBRARIES` seen to: now if it is imported, else as soon as it is."""
+def _watch_resolving() -> None:
+    """Has the lookups of libraries that have their own seen to: now if they are imported, else as soon as they are."""
     global _watched
     if not _watched:
         _watched = True
-        for library, adapter in LIBRARIES.items():
-            wrapt.register_post_import_hook(_coverer(adapter), library)
+        for library in LIBRARIES_THAT_RESOLVE:
+            on_import(library, _cover_lookups)
         return
-    for library, adapter in LIBRARIES.items():
+    for library in LIBRARIES_THAT_RESOLVE:
         if library in sys.modules:
-            _coverer(adapter)(sys.modules[library])
+            _cover_lookups(sys.modules[library])
 
 
-def _coverer(adapter: str) -> Callable[[ModuleType], None]:
-    def cover(library: ModuleType) -> None:
-        # An import hook cannot be taken back; after uninstall() it does nothing.
-        with _lock:
-            if not _ledger:
-                return
-            already = len(_ledger)
-            importlib.import_module(adapter).cover(library)
-            if library.__name__ in LIBRARIES_THAT_RESOLVE:
-                _resolving.append(library)
-                settings = current()
-                if settings is not None and settings.remote_dns:
-                    _patch_lookups()
-            _cover_references(already)
-
-    return cover
-
-
-def _patch_ssl() -> None:
-    """To be called when an `ssl.SSLSocket` turns out to be tunnelled: `ssl` is imported by then, and need not be
-    before."""
-    ssl = sys.modules["ssl"]
+def _cover_lookups(library: ModuleType) -> None:
+    # An import hook cannot be taken back; after uninstall() it does nothing.
     with _lock:
-        if _ledger and not any(entry.owner is ssl.SSLContext for entry in _ledger):
-            wrap(ssl.SSLContext, "_wrap_socket", _wrap_socket)
-
-
-def wrap(owner: Any, name: str, wrapper: _Wrapper) -> None:
-    """Wraps an attribute of a class or module until `uninstall()`.
-
-    Args:
-        wrapper: called with the original (bound), the instance, and the arguments, as wrapt does.
-    """
-    own = vars(owner).get(name)
-    _ledger.append(_Patched(owner, name, own, wrapt.wrap_function_wrapper(owner, name, wrapper)))
-
-
-def _restore() -> None:
-    patched = _ledger[:]
-    while _ledger:
-        owner, name, own, wrapped = _ledger.pop()
-        if vars(owner).get(name) is not wrapped:
-            continue  # somebody has patched it since, over ours, which does nothing any more
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-    # Also what modules have taken since.
-    exchange((entry.wrapped, entry.own) for entry in _of_modules(patched))
-    _references.clear()
-    _resolving.clear()
-
-
-def _of_modules(patched: Iterable[_Patched]) -> Iterator[_Patched]:
-    return (entry for entry in patched if isinstance(entry.owner, ModuleType))
+        if not _ledger or library in _resolving:
+            return
+        _resolving.append(library)
+        settings = current()
+        if settings is not None and settings.remote_dns:
+            _patch_lookups()
+            _ledger.cover_references()
 
 
 # The wrappers. Each decides first whether the socket concerns us, and if not, calls what was there.
-
-
-def _init(wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    wrapped(*args, **kwargs)
-    if len(args) > 3 or "fileno" in kwargs:
-        _adopt(instance)
-
-
-def _adopt(sock: socket.socket) -> None:
-    if adopt(sock) and hasattr(sock, "_create"):
-        _patch_ssl()
-
-
-def _sendfile(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    fd = args[0] if args else kwargs.get("out_fd", -1)
-    tunnel = tunnel_under(fd) if isinstance(fd, int) else None
-    if tunnel is None:
-        return wrapped(*args, **kwargs)
-    return send_file(tunnel, **dict(zip(_SENDFILE, args)), **kwargs)
 
 
 def _connect(
@@ -442,12 +351,3 @@ def _tunnel(sock: socket.socket, route: Route, address: object) -> None:
         from ._tls import replace_tls_object
 
         replace_tls_object(sock)
-
-
-def _wrap_socket(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from ._tls import tls_object
-
-    return tls_object(instance, *args, **kwargs) or wrapped(*args, **kwargs)
-
-
-_SENDFILE = ("out_fd", "in_fd", "offset", "count")

@@ -13,7 +13,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from . import _bind, _originals
+from . import _bind, _descriptor, _originals
 from ._connecting import bound_address, checked_address, establish_in_place, tunnel_for
 from ._endpoint import endpoint_under, join, share_of
 from ._relay import relay
@@ -33,6 +33,8 @@ __all__ = [
     "connect_again",
     "is_connected",
     "kinds",
+    "make_descriptor_plain",
+    "make_inherited_plain",
     "make_plain",
     "may_listen",
     "open_checked_tunnel",
@@ -40,6 +42,7 @@ __all__ = [
     "open_tunnel",
     "relayed",
     "switch",
+    "switched_classes",
     "tunnelled_class",
     "use_raw",
 ]
@@ -108,6 +111,13 @@ def tunnelled_class(base: type, kind: int = socket.SOCK_STREAM) -> type:
         switched.__bases__ = bases
         _switched_classes[base][methods] = switched
     return switched
+
+
+def switched_classes() -> list[tuple[type, type]]:
+    """Classes of TCP sockets, each with the one that its sockets have in a tunnel."""
+    methods = kinds[socket.SOCK_STREAM]
+    switched = [(base, ours[methods]) for base, ours in list(_switched_classes.items()) if methods in ours]
+    return [(_originals.socket, methods), *switched]
 
 
 def open_tunnel(sock: socket.socket, proxies: Sequence[Proxy], address: Any, name: str | None = None) -> None:
@@ -227,6 +237,41 @@ def make_plain(sock: socket.socket) -> None:
     relay(attachment.transport.fd, sock.family, attachment.tunnel.stream)
     detach(sock)
     relayed[sock] = attachment.tunnel
+
+
+def make_descriptor_plain(fd: int) -> None:
+    """To be told before a descriptor is given to another program. If it is a tunnelled socket's, all sockets of that
+    connection become plain ones, and it is one of theirs.
+
+    Raises:
+        ProxyError: that cannot be, since TLS runs over one of them, or there is none any more.
+    """
+    tunnel = tunnel_under(fd)
+    if tunnel is None:
+        return
+    sharing = [attachment for attachment in list(attachments.values()) if attachment.tunnel is tunnel]
+    sockets = [sock for sock in (attachment.reference() for attachment in sharing) if sock is not None]
+    if not sockets or any(attachment.tls for attachment in sharing):
+        raise unsupported(
+            "what another program writes to a descriptor whose socket is closed, or under TLS",
+            "give it the descriptor of a socket that is neither",
+        )
+    first, *others = sockets
+    make_plain(first)
+    plain = _originals.SocketType.fileno(first)
+    for other in others:
+        _descriptor.put_under(_originals.SocketType.fileno(other), plain)
+        detach(other)
+        relayed[other] = tunnel
+    if tunnel_under(fd) is tunnel:
+        _descriptor.put_under(fd, plain)
+
+
+def make_inherited_plain() -> None:
+    """The same for all tunnelled sockets whose descriptors a program would inherit."""
+    for attachment in list(attachments.values()):
+        if os.get_inheritable(attachment.transport.fd):
+            make_descriptor_plain(attachment.transport.fd)
 
 
 def accepted_elsewhere() -> ProxyError:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from . import _descriptor
+from . import _descriptor, _guards
 from ._config.proxy import METHODS
 from ._protocol import Address, Command, Method
 from ._stream import ProtectedStream
@@ -264,6 +264,7 @@ def remember(tunnel: Tunnel, fd: int) -> None:
     identity = _descriptor.identity(fd)
     if identity is not None:
         _tunnels[identity] = tunnel
+        _guards.stand_for(tunnel)
 
 
 def tunnel_under(fd: int) -> Tunnel | None:

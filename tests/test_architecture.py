@@ -29,15 +29,15 @@ FLOORS: dict[str, int] = {
         12: ["_patch", "_check"],
         11: ["_routing"],
         10: ["_create_connection", "_tls", "_resolver", "_listeners", "server"],
-        9: ["_sendfile", "_socket", "_datagram_socket"],
+        9: ["_socket", "_datagram_socket"],
         8: ["_switching"],
         7: ["_udp", "_endpoint", "_bind"],
-        6: ["_connecting", "_flags", "_relay"],
+        6: ["_connecting", "_flags", "_raw", "_relay"],
         5: ["_tunnel"],
         4: ["_stream", "_destinations"],
         3: ["_negotiation", "_arguments"],
-        2: ["_record", "_config", "_transport"],
-        1: ["_gss", "_security", "_protocol", "_descriptor"],
+        2: ["_record", "_config", "_guards", "_transport"],
+        1: ["_gss", "_security", "_protocol", "_descriptor", "_ledger"],
         0: ["exceptions", "_deafness", "_evident", "_first_import", "_libraries", "_log", "_originals", "_references"],
     }.items()
     for name in names
@@ -56,7 +56,7 @@ NEIGHBOURS = {
 # Third-party packages whose rooms are fixed; any other has at most one.
 ROOMS = {
     "gssapi": {"_gss._clock", "_gss._context", "_gss._credential", "_gss._errors"},
-    "wrapt": {"_patch"},
+    "wrapt": {"_ledger"},
     "socks": {"exceptions", "adapters.pysocks"},
 }
 # No package, but the type checker's own module.

@@ -15,6 +15,7 @@ import pytest
 import gsssocks
 from gsssocks import _originals
 from gsssocks._resolver import Placeholders
+from gsssocks.testing import tunnelled_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,11 +48,14 @@ class TestTakenBefore:
             assert earlier.taken is not plain
         assert earlier.taken is plain
 
-    def test_sendfile_is_covered(self, earlier: Earlier) -> None:
+    def test_sendfile_is_covered_as_soon_as_there_is_a_tunnel(self, earlier: Earlier) -> None:
         plain = earlier.taken = os.sendfile
         with gsssocks.installed(PROXY):
-            assert earlier.taken is os.sendfile
-            assert earlier.taken is not plain
+            assert earlier.taken is plain
+            sock, peer = tunnelled_pair()
+            with sock, peer:
+                assert earlier.taken is os.sendfile
+                assert earlier.taken is not plain
         assert earlier.taken is plain
 
     def test_answers_placeholders(self, earlier: Earlier) -> None:

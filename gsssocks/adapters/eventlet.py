@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from eventlet.patcher import original
 
-from gsssocks._patch import wrap
+from gsssocks._guards import wrap
 from gsssocks._routing import goes_through_proxy
 from gsssocks.exceptions import unsupported
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable
 
-from gsssocks._patch import wrap
+from gsssocks._guards import wrap
 from gsssocks._routing import goes_through_proxy
 from gsssocks.exceptions import unsupported
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, Callable
 
-from gsssocks._patch import wrap
+from gsssocks._guards import wrap
 from gsssocks._switching import use_raw
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from gsssocks import _originals
 from gsssocks._endpoint import share_of
-from gsssocks._patch import wrap
+from gsssocks._guards import wrap
 from gsssocks._switching import kinds, tunnelled_class
 from gsssocks._tunnel import attachment_of
 

@@ -12,8 +12,9 @@ import functools
 import socket
 from typing import TYPE_CHECKING, Any, Callable
 
-from gsssocks._patch import wrap
-from gsssocks._routing import is_direct
+from gsssocks._endpoint import share_of
+from gsssocks._guards import wrap
+from gsssocks._routing import current, is_direct
 from gsssocks._switching import use_raw
 from gsssocks.exceptions import unsupported
 
@@ -32,14 +33,19 @@ def cover(uvloop: ModuleType) -> None:
 
 
 async def _getaddrinfo(
-    _wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    if current() is None:
+        return await wrapped(*args, **kwargs)
     return await instance.run_in_executor(None, functools.partial(socket.getaddrinfo, *args, **kwargs))
 
 
 async def _getnameinfo(
-    _wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    if current() is None:
+        return await wrapped(*args, **kwargs)
+
     def look_up(sockaddr: Any, flags: int = 0) -> Any:
         return socket.getnameinfo(sockaddr, flags)
 
@@ -63,7 +69,7 @@ async def _connect_then_create(
     local_addr: tuple[str, int] | None = None,
     **options: Any,
 ) -> Any:
-    if sock is None and host is not None and port is not None:
+    if sock is None and host is not None and port is not None and current() is not None:
         connect = functools.partial(socket.create_connection, (host, port), source_address=local_addr)
         sock = await loop.run_in_executor(None, connect)
         sock.setblocking(False)
@@ -94,7 +100,8 @@ async def _create_if_direct(
     **options: Any,
 ) -> Any:
     ends = (local_addr, remote_addr) if sock is None else (sock.getsockname(), _peer(sock))
-    if not _is_direct_alone(*ends):
+    tunnelled = sock is not None and share_of(sock) is not None
+    if tunnelled or (current() is not None and not _is_direct_alone(*ends)):
         raise unsupported(
             "datagrams of uvloop", "use asyncio's own event loop, or give a remote_addr that no_proxy names"
         )

@@ -1,0 +1,90 @@
+"""A ledger of what has been patched, which says how to put everything back."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import wrapt
+
+from ._references import exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Ledger", "Wrapper", "on_import"]
+
+Wrapper = Callable[[Callable[..., Any], Any, "tuple[Any, ...]", "dict[str, Any]"], Any]
+
+
+class _Entry(NamedTuple):
+    owner: Any
+    name: str
+    own: Any | None
+    """What stood in the owner's own namespace; None where the attribute was inherited."""
+    wrapped: Any
+    """What stands there instead."""
+
+
+class Ledger:
+    """What has been wrapped, in order.
+
+    Attributes:
+        references: what other modules had taken of that before, by their own names for it; covered as well.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+        self._covered = 0
+        self.references: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def has(self, owner: Any, name: str) -> bool:
+        """Whether an attribute of a class or module is wrapped."""
+        return any(entry.owner is owner and entry.name == name for entry in self._entries)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is wrapped, as `owner.attribute`."""
+        return tuple(f"{entry.owner.__name__}.{entry.name}" for entry in list(self._entries))
+
+    def wrap(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+        """Wraps an attribute of a class or module.
+
+        Args:
+            wrapper: called with the original (bound), the instance, and the arguments, as wrapt does.
+        """
+        own = vars(owner).get(name)
+        self._entries.append(_Entry(owner, name, own, wrapt.wrap_function_wrapper(owner, name, wrapper)))
+
+    def cover_references(self) -> None:
+        """Has what modules took before stand for what has been wrapped since the last call."""
+        new = self._entries[self._covered :]
+        self._covered = len(self._entries)
+        self.references.extend(exchange((entry.own, entry.wrapped) for entry in _of_modules(new)))
+
+    def restore(self) -> None:
+        """Puts everything back, also in what modules have taken meanwhile."""
+        entries = self._entries[:]
+        while self._entries:
+            owner, name, own, wrapped = self._entries.pop()
+            if vars(owner).get(name) is not wrapped:
+                continue  # somebody has patched it since, over ours, which does nothing any more
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+        exchange((entry.wrapped, entry.own) for entry in _of_modules(entries))
+        self._covered = 0
+        self.references.clear()
+
+
+def _of_modules(entries: Iterable[_Entry]) -> Iterator[_Entry]:
+    return (entry for entry in entries if isinstance(entry.owner, ModuleType))
+
+
+def on_import(module: str, call: Callable[[ModuleType], None]) -> None:
+    """Has a function called with a module: now if it is imported, else as soon as it is. That cannot be taken back."""
+    wrapt.register_post_import_hook(call, module)
