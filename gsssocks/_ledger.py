@@ -1,11 +1,12 @@
-"""A ledger of what has been patched, which says how to put everything back."""
+"""A ledger of what has been patched, which says how to put everything back.
+
+wrapt is imported when there is something to patch: a program that only has a use for our other rooms owes it nothing.
+"""
 
 from __future__ import annotations
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
-
-import wrapt
 
 from ._references import exchange
 
@@ -56,6 +57,8 @@ class Ledger:
         Args:
             wrapper: called with the original (bound), the instance, and the arguments, as wrapt does.
         """
+        import wrapt
+
         own = vars(owner).get(name)
         self._entries.append(_Entry(owner, name, own, wrapt.wrap_function_wrapper(owner, name, wrapper)))
 
@@ -87,4 +90,6 @@ def _of_modules(entries: Iterable[_Entry]) -> Iterator[_Entry]:
 
 def on_import(module: str, call: Callable[[ModuleType], None]) -> None:
     """Has a function called with a module: now if it is imported, else as soon as it is. That cannot be taken back."""
+    import wrapt
+
     wrapt.register_post_import_hook(call, module)

@@ -1,11 +1,12 @@
 """What `os` does with any descriptor, done with a tunnelled socket's: through the tunnel, not past it by the kernel.
 
-asyncio calls some of these functions with a descriptor, and so may anybody.
+asyncio calls some of these functions with a descriptor, and so may anybody. All arguments are right in themselves.
 """
 
 from __future__ import annotations
 
 import errno
+import operator
 import os
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ._tunnel import attachments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import SupportsIndex
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -42,9 +44,9 @@ def write_from(tunnel: Tunnel, fd: int, buffers: Iterable[ReadableBuffer]) -> in
         return tunnel.stream.send(transport, view, deadline)
 
 
-def read(tunnel: Tunnel, fd: int, size: int) -> bytes:
+def read(tunnel: Tunnel, fd: int, size: SupportsIndex) -> bytes:
     """read(2)"""
-    return tunnel.stream.receive(_transport(tunnel, fd, "os.read()"), size, _deadline(fd))
+    return tunnel.stream.receive(_transport(tunnel, fd, "os.read()"), operator.index(size), _deadline(fd))
 
 
 def read_into(tunnel: Tunnel, fd: int, buffers: Iterable[WriteableBuffer]) -> int:

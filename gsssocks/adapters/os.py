@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -25,26 +26,22 @@ def cover(os: ModuleType) -> None:
             wrap(os, name, wrapper)
 
 
-def _write(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    tunnel = _under(args[0]) if len(args) == 2 else None
-    return wrapped(*args, **kwargs) if tunnel is None else _raw.write(tunnel, *args, **kwargs)
+def _through_tunnel(function: Callable[..., Any]) -> Wrapper:
+    """Has `function` do, for a descriptor that belongs to a tunnel, what the wrapped one does for others."""
 
+    def call(wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tunnel = _under(args[0]) if args else None
+        if tunnel is None:
+            return wrapped(*args, **kwargs)
+        try:
+            wrapped(-1, *args[1:], **kwargs)
+        except OSError as error:
+            # A descriptor that cannot be is the judge of all other arguments.
+            if error.errno != errno.EBADF:
+                raise
+        return function(tunnel, *args)
 
-def _writev(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    tunnel = _under(args[0]) if len(args) == 2 else None
-    return wrapped(*args, **kwargs) if tunnel is None else _raw.write_from(tunnel, *args, **kwargs)
-
-
-def _read(wrapped: Callable[..., bytes], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    tunnel = _under(args[0]) if len(args) == 2 else None
-    if tunnel is None or not hasattr(args[1], "__index__") or operator.index(args[1]) < 0:
-        return wrapped(*args, **kwargs)
-    return _raw.read(tunnel, args[0], operator.index(args[1]))
-
-
-def _readv(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    tunnel = _under(args[0]) if len(args) == 2 else None
-    return wrapped(*args, **kwargs) if tunnel is None else _raw.read_into(tunnel, *args, **kwargs)
+    return call
 
 
 _SENDFILE = ("out_fd", "in_fd", "offset", "count")
@@ -65,12 +62,12 @@ def _splice(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...],
 
 
 _WRAPPERS: dict[str, Wrapper] = {
-    "read": _read,
-    "readv": _readv,
+    "read": _through_tunnel(_raw.read),
+    "readv": _through_tunnel(_raw.read_into),
     "sendfile": _sendfile,
     "splice": _splice,
-    "write": _write,
-    "writev": _writev,
+    "write": _through_tunnel(_raw.write),
+    "writev": _through_tunnel(_raw.write_from),
 }
 
 

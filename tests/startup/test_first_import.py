@@ -93,7 +93,7 @@ class TestImport:
             ("from gsssocks import Proxy as first", "type(gsssocks.status().settings.proxies[0])"),
             ("import gsssocks.exceptions as first", "sys.modules['gsssocks.exceptions']"),
             ("from threading import Thread as first", "sys.modules['logging'].threading.Thread"),
-            ("import wrapt as first", "sys.modules['gsssocks._ledger'].wrapt"),
+            ("from wrapt import FunctionWrapper as first", "type(vars(sys.modules['socket'].socket)['connect'])"),
         ],
     )
     def test_nothing_is_imported_twice(self, env: Env, program: str, same: str) -> None:
