@@ -357,6 +357,7 @@ class GSSSocket(_originals.socket):
         attachment = attachments.pop(id(self), None)
         if attachment is not None:
             attachment.tunnel.stream.let_go(attachment.transport)
+        relayed.pop(self, None)
         super()._real_close()  # type: ignore[misc]
 
     def __del__(self) -> None:
@@ -375,6 +376,7 @@ class GSSSocket(_originals.socket):
         if not share_descriptor(attachment):
             make_plain(self)
         detach(self)
+        relayed.pop(self, None)
         return super().detach()
 
     def _detach_listening(self, attachment: Attachment) -> NoReturn:
@@ -387,6 +389,7 @@ class GSSSocket(_originals.socket):
     def _detach_unproxied(self) -> int:
         unconnected = self not in relayed and not self._closed and not is_connected(self)  # type: ignore[attr-defined]
         # Detached in any case: `SSLContext.wrap_socket` has made a socket of the descriptor before, which closes it.
+        relayed.pop(self, None)
         fd = super().detach()
         if unconnected:
             raise OSError(

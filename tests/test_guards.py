@@ -33,6 +33,13 @@ OWNERS = (os, socket, socket.socket, ssl, ssl.SSLContext, subprocess.Popen)
 GUARDED = ("read", "readv", "sendfile", "splice", "write", "writev")
 
 
+@pytest.fixture(autouse=True)
+def no_tunnel_is_left_from_before() -> None:
+    # What an exception's traceback holds lives until it is collected.
+    gc.collect()
+    assert not gsssocks.status().patched
+
+
 def state() -> list[dict[str, Any]]:
     """What guards change. By identity: a wrapper equals what it wraps."""
     return [{name: id(value) for name, value in vars(owner).items()} for owner in OWNERS]
@@ -83,14 +90,30 @@ class TestStand:
         assert gsssocks.status().patched == ()
         assert state() == before
 
-    def test_until_a_forgotten_socket_is_collected(self) -> None:
+    @pytest.mark.parametrize("how", ["detached", "given to a child"])
+    def test_until_a_socket_is_closed_that_a_relay_serves(self, how: str) -> None:
         before = state()
         sock, peer = tunnelled_pair()
-        cycle: list[object] = [sock]
-        cycle.append(cycle)
-        del sock, cycle
-        with peer, pytest.warns(ResourceWarning):
+        with sock, peer:
+            if how == "detached":
+                os.close(sock.detach())
+            else:
+                subprocess.run(["true"], stdin=sock, check=True)  # type: ignore[call-overload]  # typeshed knows files alone
+        assert state() == before
+
+    def test_until_a_forgotten_socket_is_collected(self) -> None:
+        def forget() -> TunnelPeer:
+            sock, peer = tunnelled_pair()
+            cycle: list[object] = [sock]
+            cycle.append(cycle)
+            del sock, cycle
             gc.collect()
+            return peer
+
+        before = state()
+        with pytest.warns(ResourceWarning):
+            peer = forget()
+        peer.close()
         assert state() == before
 
     def test_for_a_udp_socket(self, realm: Realm, dante_confidentiality: Dante) -> None:

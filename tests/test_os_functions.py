@@ -261,6 +261,16 @@ def test_a_closed_descriptor_that_came_back_is_the_kernels(waiting: tuple[socket
         os.close(fd)
 
 
+def test_file_object_of_a_descriptor(waiting: tuple[socket.socket, TunnelPeer]) -> None:
+    sock, peer = waiting
+    with os.fdopen(os.dup(sock.fileno()), "wb") as file:
+        file.write(b"hello")
+    assert peer.read_exactly(5) == b"hello"
+    with os.fdopen(sock.detach(), "r+b", buffering=0) as file:
+        peer.send(b"hello")
+        assert file.read(5) == b"hello"
+
+
 class TestAsyncioPipes:
     """They read and write the descriptor by `os`."""
 

@@ -94,13 +94,30 @@ class TestChild:
     def test_by_pass_fds(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
         sock, peer = waiting
         fd = sock.fileno()
-        run(write_to(fd), pass_fds=[fd])
+        run(write_to(fd), pass_fds=iter([fd]))
         assert peer.read_exactly(5) == b"hello"
 
     def test_by_inheritance(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
         sock, peer = waiting
         sock.set_inheritable(True)
         run(write_to(sock.fileno()), close_fds=False)
+        assert peer.read_exactly(5) == b"hello"
+
+    def test_by_posix_spawn(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = waiting
+        action = (os.POSIX_SPAWN_DUP2, sock.fileno(), 1)
+        child = os.posix_spawn(sys.executable, SAY_HELLO, os.environ, file_actions=[action])
+        assert peer.read_exactly(5) == b"hello"
+        os.waitpid(child, 0)
+
+    def test_by_send_fds(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = waiting
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert socket.send_fds(ours, [b"here"], fds=iter([sock.fileno()])) == 4
+            (fd,) = socket.recv_fds(theirs, 4, 1)[1]
+        os.write(fd, b"hello")
+        os.close(fd)
         assert peer.read_exactly(5) == b"hello"
 
     def test_by_inheritance_of_a_standard_stream(self) -> None:

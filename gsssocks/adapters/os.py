@@ -1,4 +1,8 @@
-"""`os` has functions that take any descriptor, and would put bare octets into a tunnel, or take its messages out."""
+"""`os` has functions that take any descriptor, and would put bare octets into a tunnel, or take its messages out.
+
+Those that move octets do so through the tunnel; those that give the descriptor to a file object, or to another program,
+find a plain one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from gsssocks import _raw
 from gsssocks._guards import wrap
+from gsssocks._switching import make_descriptor_plain, make_inherited_plain
 from gsssocks._tunnel import tunnel_under
 
 if TYPE_CHECKING:
@@ -61,7 +66,30 @@ def _splice(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...],
     return wrapped(*args, **kwargs)
 
 
+def _fdopen(wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    fd: Any = args[0] if args else kwargs.get("fd")
+    if _under(fd) is not None:
+        make_descriptor_plain(fd)
+    return wrapped(*args, **kwargs)
+
+
+def _posix_spawn(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    duplicated = [action[1] for action in kwargs.get("file_actions") or () if len(action) == _DUP2_LENGTH]
+    for fd in (*_STANDARD_STREAMS, *duplicated):
+        if _under(fd) is not None:
+            make_descriptor_plain(fd)
+    make_inherited_plain()
+    return wrapped(*args, **kwargs)
+
+
+_STANDARD_STREAMS = (0, 1, 2)
+_DUP2_LENGTH = 3
+"""Of `(POSIX_SPAWN_DUP2, fd, new_fd)`; the other actions have other lengths."""
+
 _WRAPPERS: dict[str, Wrapper] = {
+    "fdopen": _fdopen,
+    "posix_spawn": _posix_spawn,
+    "posix_spawnp": _posix_spawn,
     "read": _through_tunnel(_raw.read),
     "readv": _through_tunnel(_raw.read_into),
     "sendfile": _sendfile,

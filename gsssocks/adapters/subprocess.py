@@ -26,6 +26,8 @@ def cover(subprocess: ModuleType) -> None:
 
 
 def _init(wrapped: Callable[..., None], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if "pass_fds" in kwargs:
+        kwargs["pass_fds"] = tuple(kwargs["pass_fds"])
     for fd in _descriptors(args, kwargs):
         make_descriptor_plain(fd)
     if not _argument(args, kwargs, _CLOSE_FDS, "close_fds", True):
