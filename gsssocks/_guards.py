@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["patched", "references", "stand_for", "stand_while_installed", "wrap"]
 
-_ledger = Ledger()
+_ledger = Ledger(often=True)
 _tunnelled: set[weakref.ref[object]] = set()
 _installed = False
 _watched: set[str] = set()

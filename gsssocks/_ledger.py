@@ -30,14 +30,18 @@ class _Entry(NamedTuple):
 class Ledger:
     """What has been wrapped, in order.
 
+    Args:
+        often: whether that is put in place and put back again and again, always the same (see `exchange`).
+
     Attributes:
         references: what other modules had taken of that before, by their own names for it; covered as well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, often: bool = False) -> None:
         self._entries: list[_Entry] = []
         self._covered = 0
         self.references: list[str] = []
+        self._without: dict[str, tuple[int, int]] | None = {} if often else None
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -66,7 +70,7 @@ class Ledger:
         """Has what modules took before stand for what has been wrapped since the last call."""
         new = self._entries[self._covered :]
         self._covered = len(self._entries)
-        self.references.extend(exchange((entry.own, entry.wrapped) for entry in _of_modules(new)))
+        self.references.extend(exchange(((entry.own, entry.wrapped) for entry in _of_modules(new)), self._without))
 
     def restore(self) -> None:
         """Puts everything back, also in what modules have taken meanwhile."""
@@ -79,7 +83,7 @@ class Ledger:
                 delattr(owner, name)
             else:
                 setattr(owner, name, own)
-        exchange((entry.wrapped, entry.own) for entry in _of_modules(entries))
+        exchange(((entry.wrapped, entry.own) for entry in _of_modules(entries)), self._without)
         self._covered = 0
         self.references.clear()
 

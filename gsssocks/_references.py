@@ -20,8 +20,12 @@ _UNDERLYING = ("_socket", "posix")
 _OWN = __name__.partition(".")[0]
 
 
-def exchange(pairs: Iterable[tuple[object, object]]) -> list[str]:
+def exchange(pairs: Iterable[tuple[object, object]], without: dict[str, tuple[int, int]] | None = None) -> list[str]:
     """Has every name of a module that stands for the first of a pair stand for the second, except in this package.
+
+    Args:
+        without: namespaces that had none at their size, for callers who come often, always with the same functions:
+            they are not searched again until they grow. A name that is only bound anew there is not found then.
 
     Returns:
         the names, as `module.name`.
@@ -33,10 +37,17 @@ def exchange(pairs: Iterable[tuple[object, object]]) -> list[str]:
         if name in _UNDERLYING or name.partition(".")[0] == _OWN:
             continue
         namespace = _namespace(module)
-        for attribute, value in list(namespace.items()):
-            if id(value) in instead:
-                namespace[attribute] = instead[id(value)]
-                exchanged.append(f"{name}.{attribute}")
+        size = id(namespace), len(namespace)
+        if without is not None and without.get(name) == size:
+            continue
+        found = [
+            (attribute, instead[id(value)]) for attribute, value in list(namespace.items()) if id(value) in instead
+        ]
+        for attribute, new in found:
+            namespace[attribute] = new
+            exchanged.append(f"{name}.{attribute}")
+        if without is not None and not found:
+            without[name] = size
     return exchanged
 
 

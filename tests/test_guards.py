@@ -135,6 +135,21 @@ class TestStand:
             assert f"{__name__}.write" in gsssocks.status().references
         assert globals()["write"] is taken
 
+    def test_for_whoever_took_a_function_between_two_tunnels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("first", "second"):
+            monkeypatch.setattr(sys.modules[__name__], name, os.write, raising=False)
+            sock, peer = tunnelled_pair()
+            with sock, peer:
+                assert globals()[name] is os.write
+            assert globals()[name] is os.write
+
+    def test_for_whoever_took_a_function_while_they_stood(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = os.write
+        sock, peer = tunnelled_pair()
+        with sock, peer:
+            monkeypatch.setattr(sys.modules[__name__], "write", os.write, raising=False)
+        assert globals()["write"] is plain
+
     def test_for_a_module_imported_while_they_stand(self) -> None:
         program = (
             "import sys\n"
