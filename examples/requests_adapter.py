@@ -1,4 +1,4 @@
-"""One requests session through the proxy; the rest of the program goes its way as before, and nothing is patched.
+"""One requests session through the proxy; the rest of the program goes its way as before.
 
     python examples/requests_adapter.py socks5h://proxy.example.com:1080 https://example.org/
 

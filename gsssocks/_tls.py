@@ -82,7 +82,7 @@ def wrap_socket(
     server_hostname: str | None = None,
     session: ssl.SSLSession | None = None,
 ) -> ssl.SSLSocket:
-    """`context.wrap_socket` for a tunnelled socket, with nothing patched: TLS works in this process, without a relay.
+    """`context.wrap_socket` for a tunnelled socket, with nothing installed: TLS works in this process, without a relay.
 
     Raises:
         OSError, ValueError: as `context.wrap_socket`; `sock` has been taken over, and closed, then.
@@ -113,7 +113,7 @@ def wrap_socket(
 
 
 def carry(context: ssl.SSLContext) -> None:
-    """Has `context.wrap_socket` do what `wrap_socket` does whenever the socket is tunnelled, with nothing patched.
+    """Has `context.wrap_socket` do what `wrap_socket` does whenever the socket is tunnelled, with nothing installed.
 
     That rides on `SSLContext.sslsocket_class`; any other socket is wrapped as before. Calling it again does nothing.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import io
 import pickle
@@ -603,11 +604,18 @@ class TestThisSessionAlone:
             assert session.get(http_server.url("/headers", host="127.0.0.1")).ok
         assert dante_confidentiality.connections() == granted + 1
 
-    def test_nothing_is_patched(self, proxy_url: str, bundle: str, https_server: HTTPSServer) -> None:
-        before = [dict(vars(owner)) for owner in (socket, socket.socket, ssl.SSLContext, ssl.SSLSocket)]
+    def test_nothing_is_installed(self, proxy_url: str, bundle: str, https_server: HTTPSServer) -> None:
+        """What guards the tunnel's descriptor stands as long as the tunnel does; nothing that connects is patched."""
+        gc.collect()  # tunnels of other tests that nobody refers to any more
+        owners = (socket, socket.socket, ssl.SSLContext, ssl.SSLSocket)
+        before = [dict(vars(owner)) for owner in owners]
         with mounted(proxy_url, bundle) as session:
             assert session.get(https_server.url("/headers")).ok
-            assert before == [vars(owner) for owner in (socket, socket.socket, ssl.SSLContext, ssl.SSLSocket)]
+            now = [(name, found, own) for owner, own in zip(owners, before) for name, found in vars(owner).items()]
+            changed = [name for name, found, own in now if found is not own.get(name)]
+            assert sorted(changed) == ["__init__", "_wrap_socket", "send_fds"]
+        gc.collect()
+        assert before == [vars(owner) for owner in owners]
 
     def test_what_is_installed_does_not_matter(
         self, dante_confidentiality: Dante, dante_integrity: Dante, bundle: str, server: HTTPServer

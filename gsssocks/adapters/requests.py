@@ -1,4 +1,4 @@
-"""requests through the proxy, with nothing patched: an adapter for a session.
+"""requests through the proxy, with nothing installed: an adapter for a session.
 
 import requests
 from gsssocks.adapters.requests import GSSSocksAdapter

@@ -1,4 +1,4 @@
-"""urllib3 through the proxy, with nothing patched: a `PoolManager` that makes tunnelled connections.
+"""urllib3 through the proxy, with nothing installed: a `PoolManager` that makes tunnelled connections.
 
     from gsssocks.adapters.urllib3 import GSSSocksPoolManager
 
