@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import socket
@@ -266,19 +267,27 @@ class TestAnotherObject:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert connection.recv(5) == b"HTTP/"
 
-    def test_uvloop_without_install(self, realm: Realm, dante_confidentiality: Dante, echo: EchoServer) -> None:
+    @pytest.mark.parametrize("how", ["create_connection", "connect_accepted_socket"])
+    def test_uvloop_without_install(
+        self, realm: Realm, dante_confidentiality: Dante, echo: EchoServer, how: str
+    ) -> None:
         import asyncio
 
         import uvloop
 
-        async def talk(sock: socket.socket) -> bytes:
-            reader, writer = await asyncio.open_connection(sock=sock)
-            writer.write(b"hello")
+        async def talk(sock: socket.socket, how: str) -> bytes:
+            loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+            factory = functools.partial(asyncio.StreamReaderProtocol, reader)
+            if how == "create_connection":
+                transport, _ = await loop.create_connection(factory, sock=sock)
+            else:
+                transport, _ = await loop.connect_accepted_socket(factory, sock)
+            transport.write(b"hello")
             received = await reader.readexactly(5)
-            writer.close()
+            transport.close()
             return received
 
         url = dante_confidentiality.url()
         with realm.activate(), gsssocks.create_connection(echo.address, None, proxy=url) as sock:
             sock.setblocking(False)
-            assert uvloop.run(talk(sock)) == b"hello"
+            assert uvloop.run(talk(sock, how)) == b"hello"

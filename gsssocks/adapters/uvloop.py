@@ -27,6 +27,7 @@ __all__ = ["cover"]
 def cover(uvloop: ModuleType) -> None:
     """Covers `uvloop`."""
     wrap(uvloop.Loop, "create_connection", _create_connection)
+    wrap(uvloop.Loop, "connect_accepted_socket", _connect_accepted_socket)
     wrap(uvloop.Loop, "create_datagram_endpoint", _create_datagram_endpoint)
     wrap(uvloop.Loop, "getaddrinfo", _getaddrinfo)
     wrap(uvloop.Loop, "getnameinfo", _getnameinfo)
@@ -81,6 +82,15 @@ async def _connect_then_create(
     for resolved in ("family", "proto", "flags", "happy_eyeballs_delay", "interleave"):
         options.pop(resolved, None)
     return await create(protocol_factory, sock=sock, **options)
+
+
+def _connect_accepted_socket(
+    wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    sock = args[1] if len(args) > 1 else kwargs.get("sock")
+    if isinstance(sock, socket.socket):
+        use_raw(sock)
+    return wrapped(*args, **kwargs)
 
 
 def _create_datagram_endpoint(
