@@ -151,6 +151,21 @@ class TestStand:
             monkeypatch.setattr(sys.modules[__name__], "write", os.write, raising=False)
         assert globals()["write"] is plain
 
+    def test_for_a_class_that_takes_a_function_while_they_stand(self) -> None:
+        """As `multiprocessing.connection` does: a function of C is no method."""
+        sock, peer = tunnelled_pair()
+
+        class Connection:
+            write: Any = os.write
+
+        with sock, peer:
+            assert Connection().write(sock.fileno(), b"hello") == 5
+            assert peer.read_exactly(5) == b"hello"
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert Connection().write(ours.fileno(), b"hello") == 5
+            assert theirs.recv(5) == b"hello"
+
     def test_for_a_module_imported_while_they_stand(self) -> None:
         program = (
             "import sys\n"
