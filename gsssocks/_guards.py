@@ -81,9 +81,7 @@ def _review(*, wait: bool = True) -> None:
         wait: while another thread is at it. Where that could wait for us, it is told to do it again instead.
     """
     global _due, _reviewer
-    for name in [name for name in _wanted() if name not in _watched]:
-        _watched.add(name)
-        on_import(name, _note_imported)
+    _watch()
     _due = True
     while _due and _reviewer != threading.get_ident() and _lock.acquire(blocking=wait):
         _reviewer = threading.get_ident()
@@ -95,11 +93,20 @@ def _review(*, wait: bool = True) -> None:
             _lock.release()
 
 
+def _watch() -> None:
+    """Notes which of the libraries to cover are imported, and has that noted of the others as soon as they are."""
+    for name in [name for name in _wanted() if name not in _watched]:
+        on_import(name, _note_imported)
+        _watched.add(name)
+
+
 def _note_imported(library: ModuleType) -> None:
-    # Another thread may be in the middle of it.
-    importlib.import_module(library.__name__)
-    _imported.add(library.__name__)
-    _review()
+    name = library.__name__
+    # Another thread may be in the middle of it, and would wait for us if we had the lock.
+    importlib.import_module(name)
+    _imported.add(name)
+    if name in _watched:
+        _review()
 
 
 def _wanted() -> Mapping[str, str]:
