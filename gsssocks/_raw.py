@@ -46,7 +46,10 @@ def write_from(tunnel: Tunnel, fd: int, buffers: Iterable[ReadableBuffer]) -> in
 
 def read(tunnel: Tunnel, fd: int, size: SupportsIndex) -> bytes:
     """read(2)"""
-    return tunnel.stream.receive(_transport(tunnel, fd, "os.read()"), operator.index(size), _deadline(fd))
+    count = operator.index(size)
+    if not count:
+        return b""  # asks whether the descriptor is open, of a socket under TLS, too
+    return tunnel.stream.receive(_transport(tunnel, fd, "os.read()"), count, _deadline(fd))
 
 
 def read_into(tunnel: Tunnel, fd: int, buffers: Iterable[WriteableBuffer]) -> int:

@@ -226,6 +226,7 @@ class TestRefused:
                 with pytest.raises(OSError, match="go past the tunnel") as caught:
                     call()
                 assert caught.value.errno == errno.EINVAL
+            assert os.read(encrypted.fileno(), 0) == b""
             encrypted.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert encrypted.recv(5) == b"HTTP/"
 
