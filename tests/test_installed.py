@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 from contextlib import AbstractContextManager, ExitStack
@@ -34,6 +35,7 @@ def in_force() -> str | None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
+    gc.collect()  # tunnels of other tests that nobody refers to any more
     before = dict(vars(socket.socket))
     yield
     assert in_force() is None

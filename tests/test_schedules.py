@@ -209,11 +209,26 @@ def test_failed_schedule_can_be_played_again() -> None:
 class CutsAnEnd(socket.socket):
     """Takes the end of the connection inside a message for the end of the stream."""
 
-    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+
+def _or(end: object, name: str) -> Callable[..., Any]:
+    def receive(self: CutsAnEnd, *arguments: Any) -> Any:
         try:
-            return super().recv(bufsize, flags)
+            return getattr(super(CutsAnEnd, self), name)(*arguments)
         except ConnectionResetError:
-            return b""
+            return end
+
+    return receive
+
+
+for method, end in {
+    "recv": b"",
+    "recv_into": 0,
+    "recvfrom": (b"", None),
+    "recvfrom_into": (0, None),
+    "recvmsg": (b"", [], 0, None),
+    "recvmsg_into": (0, [], 0, None),
+}.items():
+    setattr(CutsAnEnd, method, _or(end, method))
 
 
 def test_cut_that_passes_for_an_end_does_not_pass_the_check() -> None:
