@@ -86,4 +86,5 @@ def _is_network(entry: str) -> bool:
         ipaddress.ip_network(entry, strict=False)
     except ValueError:
         return False
-    return "%" not in entry
+    # Not every block of mapped IPv4 addresses is one.
+    return "%" not in entry and "ffff" not in entry.lower()

@@ -26,6 +26,7 @@ from ._routing import (
     choose_placeholders,
     current,
     decided,
+    direct_addresses,
     find_route,
     is_udp,
     listening_proxies,
@@ -168,7 +169,6 @@ def activate(settings: Settings | None) -> None:
 
 def _put_in_force() -> None:
     """Has the last of the installations hold."""
-    global _directly
     with _lock:
         settings = _installations[-1].settings
         if settings is not None and settings is current():
@@ -177,7 +177,6 @@ def _put_in_force() -> None:
             _patch(settings)
             log_to_stderr_if_asked()
         use(settings)
-        _directly = set()
         if settings is None:
             _ledger.restore()
             _resolving.clear()
@@ -187,13 +186,13 @@ def _put_in_force() -> None:
 
 def _patch(settings: Settings) -> None:
     """Patches what has not been patched yet."""
-    if settings.remote_dns:
+    if settings.sees_lookups:
         choose_placeholders(settings.placeholders)
     if not _ledger:
         _patch_connections()
     _guards.stand_while_installed(settings)
     _watch_resolving()
-    if settings.remote_dns:
+    if settings.sees_lookups:
         _patch_lookups()
     if settings.bind:
         _patch_listeners()
@@ -247,7 +246,7 @@ def _cover_lookups(library: ModuleType) -> None:
             return
         _resolving.append(library)
         settings = current()
-        if settings is not None and settings.remote_dns:
+        if settings is not None and settings.sees_lookups:
             _patch_lookups()
             _ledger.cover_references()
 
@@ -289,10 +288,9 @@ def _connect_ex(
     return errno.EINPROGRESS if instance.gettimeout() == 0 else 0
 
 
-_directly: set[object] = set()
-"""Addresses to which datagrams go directly by the rules of now, of those sent to: so that one need not be decided on
-again for each datagram."""
-_MAX_DIRECTLY = 1024
+_MAX_DIRECT = 1024
+"""How many addresses to note that datagrams go to directly, so that one need not be decided on again for each
+datagram."""
 
 
 def _sendto(wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -315,7 +313,7 @@ def _goes_directly(sock: socket.socket, address: Any, flags: tuple[Any, ...]) ->
     Raises:
         ProxyError: a rule refuses it, or it would connect past the proxy.
     """
-    known = _directly  # of the rules of now: there may be others when it has been decided
+    known = direct_addresses()  # of now: there may be others when it has been decided
     try:
         if address in known:
             return True
@@ -329,7 +327,7 @@ def _goes_directly(sock: socket.socket, address: Any, flags: tuple[Any, ...]) ->
         return False  # called unbound, past the methods that it has
     if find_route(sock, (address,)) is not None:
         return False
-    if len(known) < _MAX_DIRECTLY:
+    if len(known) < _MAX_DIRECT:
         known.add(address)
     return True
 

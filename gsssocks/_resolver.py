@@ -9,7 +9,6 @@ original function makes of that address, which it needs no lookup for.
 from __future__ import annotations
 
 import errno
-import functools
 import ipaddress
 import os
 import socket
@@ -17,9 +16,10 @@ import threading
 from binascii import crc32
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from ._config import IPV4_RANGE, IPV6_RANGE
+from ._config.addresses import IPAddress, IPNetwork, ip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,6 @@ MAX_NAME = 255
 _MOST_NAMES = 65_535
 
 _Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
-_IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
-_Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 # Reentrant, for a signal handler that looks a name up. A fork waits for it, so that no child inherits a lock which
 # nobody there will ever release, nor a table that was being changed.
@@ -75,7 +73,7 @@ class Placeholders:
             self._ipv4, self._ipv6 = self._range(ipaddress.IPv4Network(ipv4)), self._range(ipaddress.IPv6Network(ipv6))
             self._ranges += [new for new in (self._ipv4, self._ipv6) if new not in self._ranges]
 
-    def _range(self, network: _Network) -> _Range:
+    def _range(self, network: IPNetwork) -> _Range:
         for known in self._ranges:
             if known.network == network:
                 return known
@@ -97,21 +95,21 @@ class Placeholders:
     def name(self, address: str) -> str | None:
         """The name that an address stands for, as it was first asked for; None for what is no placeholder, or for a
         name that was forgotten, or given out by another process."""
-        ip = _ip(address)
-        if ip is None:
+        found = ip(address)
+        if found is None:
             return None
-        return next((known.name(ip) for known in self._ranges if ip in known.network), None)
+        return next((known.name(found) for known in self._ranges if found in known.network), None)
 
     def covers(self, address: str) -> bool:
         """Whether `address` is in the ranges that placeholders come from now, be its name known or not."""
-        ip = _ip(address)
-        return ip is not None and (ip in self._ipv4.network or ip in self._ipv6.network)
+        found = ip(address)
+        return found is not None and (found in self._ipv4.network or found in self._ipv6.network)
 
 
 class _Range:
     """The placeholders of one network."""
 
-    def __init__(self, network: _Network, limit: int | None) -> None:
+    def __init__(self, network: IPNetwork, limit: int | None) -> None:
         self.network = network
         # The first and the last address of a network are nobody's.
         self._size = network.num_addresses - 2
@@ -124,9 +122,9 @@ class _Range:
     def address(self, name: str) -> str:
         return str(self.network[self._number(name)])
 
-    def name(self, ip: _IPAddress) -> str | None:
+    def name(self, address: IPAddress) -> str | None:
         with _lock:
-            name = self._names.get(int(ip) - int(self.network.network_address))
+            name = self._names.get(int(address) - int(self.network.network_address))
             if name is not None:
                 self._note_use(_normal(name))
         return name
@@ -188,11 +186,18 @@ class Resolver:
             whether the lookup is to be kept from the local resolver. It is not asked about addresses, except about a
             placeholder whose name is not known, nor about this machine's own name: programs look that up to learn their
             own address, to bind to it or to introduce themselves (`smtplib` does).
+        note: told of each name that was looked up here, and the addresses that were answered.
     """
 
-    def __init__(self, placeholders: Placeholders, is_proxied: Callable[[str, int | None], bool]) -> None:
+    def __init__(
+        self,
+        placeholders: Placeholders,
+        is_proxied: Callable[[str, int | None], bool],
+        note: Callable[[str, list[str]], None],
+    ) -> None:
         self._placeholders = placeholders
         self._is_proxied = is_proxied
+        self._note = note
 
     def wrappers(self) -> Mapping[str, _Wrapper]:
         """By its name in the `socket` module, what to call instead of each function: with the original, None, and the
@@ -234,7 +239,9 @@ class Resolver:
             return wrapped(*args, **kwargs)  # which says so in its own words
         name = self._proxied(query.host, query.port) if query.wants_peer() else None
         if name is None:
-            return wrapped(*args, **kwargs)
+            answer = wrapped(*args, **kwargs)
+            self._note_answer(query.host, lambda: [info[4][0] for info in answer])
+            return answer
         # Whether this machine has an address of that family does not matter to the proxy.
         flags = (query.flags | socket.AI_NUMERICHOST) & ~socket.AI_ADDRCONFIG
         found = wrapped(self._placeholders.address(name, query.family), *query[1:5], flags)
@@ -244,14 +251,24 @@ class Resolver:
     def _gethostbyname(
         self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        name = self._proxied(_only(args, kwargs))
-        return wrapped(*args, **kwargs) if name is None else self._placeholders.address(name)
+        host = _only(args, kwargs)
+        name = self._proxied(host)
+        if name is not None:
+            return self._placeholders.address(name)
+        answer = wrapped(*args, **kwargs)
+        self._note_answer(host, lambda: [answer])
+        return answer
 
     def _gethostbyname_ex(
         self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        name = self._proxied(_only(args, kwargs))
-        return wrapped(*args, **kwargs) if name is None else (_ascii(name), [], [self._placeholders.address(name)])
+        host = _only(args, kwargs)
+        name = self._proxied(host)
+        if name is not None:
+            return _ascii(name), [], [self._placeholders.address(name)]
+        answer = wrapped(*args, **kwargs)
+        self._note_answer(host, lambda: answer[2])
+        return answer
 
     def _gethostbyaddr(
         self, wrapped: Callable[..., Any], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -262,7 +279,9 @@ class Resolver:
             return _ascii(name), [], [self._placeholders.address(name)]
         address = _text(host)
         if not self._stands_for_a_name(address):
-            return wrapped(*args, **kwargs)
+            answer = wrapped(*args, **kwargs)
+            self._note_answer(host, lambda: answer[2])
+            return answer
         name = self._placeholders.name(address)
         if name is None:
             raise socket.herror(1, "Unknown host")
@@ -284,6 +303,12 @@ class Resolver:
             raise _unknown_name()
         return _ascii(name) if name is not None else host, service
 
+    def _note_answer(self, host: object, addresses: Callable[[], list[str]]) -> None:
+        if not isinstance(host, (str, bytes, bytearray)) or not _is_name(_encoded(host)):
+            return
+        with suppress(LookupError, TypeError):  # somebody else's lookup, in place of the system's, answers what it will
+            self._note(_text(host), [address for address in addresses() if isinstance(address, str)])
+
     def _proxied(self, host: object, port: object = None) -> str | None:
         """The host to look up, if it is a name that goes to the proxy.
 
@@ -293,9 +318,9 @@ class Resolver:
         """
         if not isinstance(host, (str, bytes, bytearray)):
             return None
-        encoded = host.encode("idna") if isinstance(host, str) else bytes(host)
+        encoded = _encoded(host)
         name = _text(host)
-        if encoded in (b"", b"<broadcast>") or _is_address(_text(encoded)) or _normal(name) == _own_name():
+        if not _is_name(encoded) or _normal(name) == _own_name():
             return None
         if not self._is_proxied(name, _port_number(port)):
             return None
@@ -321,6 +346,14 @@ def _own_name() -> str:
     return _normal(socket.gethostname())
 
 
+def _encoded(host: str | bytes | bytearray) -> bytes:
+    return host.encode("idna") if isinstance(host, str) else bytes(host)
+
+
+def _is_name(encoded: bytes) -> bool:
+    return encoded not in (b"", b"<broadcast>") and not _is_address(_text(encoded))
+
+
 def _ascii(name: str) -> str:
     """A name as lookups answer it."""
     return (name if name.isascii() else name.encode("idna").decode("ascii")).rstrip(".")
@@ -332,27 +365,10 @@ def _text(host: object) -> str:
     return host if isinstance(host, str) else ""
 
 
-@functools.lru_cache(maxsize=1024)
-def _ip(address: str) -> _IPAddress | None:
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return mapped or ip
-
-
 def _is_address(host: str) -> bool:
-    """Whether the C library reads it as an address: with a zone (`fe80::1%eth0`) and in old spellings (`127.1`),
-    too."""
-    with suppress(OSError, ValueError):
-        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-        return True
-    with suppress(OSError, ValueError):
-        socket.inet_aton(host)
-        # inet_aton() does not look behind a space; getaddrinfo() does.
-        return host.split() == [host]
-    return False
+    """Whether the C library reads it as an address, with whatever zone (`fe80::1%eth0`)."""
+    address, zone, _ = host.partition("%")
+    return ip(address) is not None and (not zone or ":" in address)
 
 
 def _port_number(port: object) -> int | None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import operator
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _listeners, _originals
+from ._answers import Answers
+from ._config import NAMELESS
+from ._config.addresses import ip
 from ._destinations import Route
 from ._resolver import Placeholders, Resolver
 from ._tunnel import attachment_of
@@ -22,6 +27,7 @@ __all__ = [
     "choose_placeholders",
     "current",
     "decided",
+    "direct_addresses",
     "find_route",
     "goes_through_proxy",
     "is_direct",
@@ -38,6 +44,7 @@ _type = _originals.SocketType.type.__get__
 _protocol = _originals.SocketType.proto.__get__
 _INET = (socket.AF_INET, socket.AF_INET6)
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # what "" means to connect(2)
+_BROADCAST = "255.255.255.255"
 
 _current: Settings | None = None
 
@@ -49,10 +56,21 @@ def current() -> Settings | None:
 
 def use(settings: Settings | None) -> None:
     """From now on `settings` hold."""
-    global _current
+    global _current, _direct
     _current = settings
+    _direct = set()
 
 
+_direct: set[object] = set()
+
+
+def direct_addresses() -> set[object]:
+    """Where to note addresses that are reached directly as they are, by what is known now. When there are other
+    settings, or an address turns out to be a name's, it is another set."""
+    return _direct
+
+
+_answers = Answers()
 _placeholders: Placeholders | None = None
 _resolver: Resolver | None = None
 
@@ -65,7 +83,7 @@ def choose_placeholders(ranges: PlaceholderRanges) -> None:
         _placeholders.move(*ranges)
         return
     _placeholders = Placeholders(*ranges)
-    _resolver = Resolver(_placeholders, _is_remote)
+    _resolver = Resolver(_placeholders, _is_remote, _note)
 
 
 def lookups() -> Mapping[str, Callable[..., Any]]:
@@ -76,12 +94,26 @@ def lookups() -> Mapping[str, Callable[..., Any]]:
 
 def _is_remote(name: str, port: int | None) -> bool:
     settings = _current
-    if settings is None or not settings.remote_dns:
+    if settings is None:
         return False
     # A proxy's own name is not asked of a proxy.
     if name.lower().rstrip(".") in {proxy.host.lower().rstrip(".") for proxy in settings.proxies}:
         return False
-    return not settings.rules.is_direct(name, port)
+    action = settings.rules.action(name, port)
+    if settings.remote_dns:
+        return action != "direct"
+    # What is refused by its name is so without a refusal for whatever else has the same address.
+    return action == "refuse" and ip(name) is None
+
+
+def _note(name: str, addresses: list[str]) -> None:
+    """Of a name that was looked up here."""
+    global _direct
+    settings = _current
+    if settings is None or not settings.rules.by_name:
+        return
+    if _answers.note(addresses, settings.rules.naming(name)):
+        _direct = set()
 
 
 def find_route(sock: socket.socket, args: tuple[Any, ...]) -> Route | None:
@@ -120,13 +152,15 @@ def decided(settings: Settings, host: str, port: int) -> Route:
         ProxyError: a rule refuses the destination.
         OSError: EHOSTUNREACH: the address is a placeholder of an unknown name.
     """
+    host = _BROADCAST if host == "<broadcast>" else host
     name = _resolver.asked_name(host) if _resolver is not None else None
-    decision = settings.rules.decide(name or host, port)
-    if decision.action == "refuse":
-        raise refused_by_rule(f"{name or host}:{port}", decision.rule)
-    if decision.action == "direct":
-        return Route((), name)
-    return Route(_proxies(settings.proxies, decision.protection), name)
+    namings = _answers.namings(host) if name is None else ()
+    decisions = [settings.rules.decide(name or host, port, naming) for naming in namings or (NAMELESS,)]
+    for decision in decisions:
+        if decision.action == "refuse":
+            raise refused_by_rule(f"{name or host}:{port}", decision.rule)
+    demands = frozenset(decision.protection for decision in decisions if decision.action == "proxy")
+    return Route(_proxies(settings.proxies, demands) if demands else (), name)
 
 
 def goes_through_proxy(sock: socket.socket, method: str, args: tuple[Any, ...]) -> bool:
@@ -161,14 +195,31 @@ def _host_and_port(sock: socket.socket, args: tuple[Any, ...]) -> tuple[str, int
     host, port = args[0][:2]
     if isinstance(host, (bytes, bytearray)):
         host = bytes(host).decode("ascii", "replace")
-    if not isinstance(host, str) or not hasattr(port, "__index__"):
+    number = _port_number(port)
+    if not isinstance(host, str) or number is None:
         return None
-    return host or _ANY[sock.family], port.__index__()
+    return host or _ANY[sock.family], number
+
+
+def _port_number(port: Any) -> int | None:
+    """What the kernel is told for a port; None for what is none."""
+    if hasattr(port, "__index__"):
+        return operator.index(port)
+    # CPython 3.9 takes whatever int() takes for an integer, but for a float.
+    if sys.version_info < (3, 10) and hasattr(port, "__int__") and not isinstance(port, float):
+        return int(port)
+    return None
 
 
 @functools.lru_cache(maxsize=16)
-def _proxies(proxies: tuple[Proxy, ...], protection: str | None) -> tuple[Proxy, ...]:
-    return proxies if protection is None else tuple(proxy.demanding(protection) for proxy in proxies)
+def _proxies(proxies: tuple[Proxy, ...], demands: frozenset[str | None]) -> tuple[Proxy, ...]:
+    """The proxies, each on the strictest of the terms that are demanded; None demands nothing."""
+
+    def on_terms(proxy: Proxy) -> Proxy:
+        terms = [proxy if demand is None else proxy.demanding(demand) for demand in demands]
+        return max(terms, key=lambda one: one.strength)
+
+    return tuple(map(on_terms, proxies))
 
 
 def listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
@@ -179,7 +230,7 @@ def listening_proxies(host: str, port: int) -> Sequence[Proxy] | None:
     decision = _listeners.decide(settings.rules, host, port)
     if decision.action == "refuse":
         raise refused_by_rule(f"{host}:{port}", decision.rule)
-    return None if decision.action == "direct" else _proxies(settings.proxies, decision.protection)
+    return None if decision.action == "direct" else _proxies(settings.proxies, frozenset((decision.protection,)))
 
 
 def real_address(sock: socket.socket, name: str | None, address: tuple[Any, ...]) -> tuple[Any, ...]:

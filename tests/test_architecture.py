@@ -28,7 +28,7 @@ FLOORS: dict[str, int] = {
         13: ["adapters", "_startup"],
         12: ["_patch", "_check"],
         11: ["_routing"],
-        10: ["_create_connection", "_tls", "_resolver", "_listeners", "server"],
+        10: ["_answers", "_create_connection", "_tls", "_resolver", "_listeners", "server"],
         9: ["_socket", "_datagram_socket"],
         8: ["_switching"],
         7: ["_udp", "_endpoint", "_bind"],

@@ -326,16 +326,21 @@ class Lookups:
 
     Attributes:
         asked: what the resolver wanted to know: name, or address, and port.
+        answered: what it was told to have been looked up here: name and addresses.
     """
 
     def __init__(self, placeholders: Placeholders | None = None) -> None:
         self.placeholders = placeholders or Placeholders()
         self.asked: list[tuple[str, int | None]] = []
-        self.resolver = Resolver(self.placeholders, self._is_proxied)
+        self.answered: list[tuple[str, list[str]]] = []
+        self.resolver = Resolver(self.placeholders, self._is_proxied, self._note)
 
     def _is_proxied(self, name: str, port: int | None) -> bool:
         self.asked.append((name, port))
         return not name.endswith(".direct")
+
+    def _note(self, name: str, addresses: list[str]) -> None:
+        self.answered.append((name, addresses))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self.over(name, numeric_only(getattr(socket, name)))
@@ -546,7 +551,7 @@ class TestGethostbyaddr:
         assert lookups.asked == [(address, None)]
 
     def test_an_address_of_the_range_that_is_reached_directly_is_none(self) -> None:
-        resolver = Resolver(Placeholders(), lambda _name, _port: False)
+        resolver = Resolver(Placeholders(), lambda _name, _port: False, lambda _name, _addresses: None)
         wrapper = resolver.wrappers()["gethostbyaddr"]
         assert wrapper(passed_on, None, ("198.18.0.1",), {}) == (("198.18.0.1",), {})
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from .placeholders import IPV4_RANGE, IPV6_RANGE
 from .proxy import PROTECTION_LEVELS, Proxy
-from .rules import UNPROXIED_BY_DEFAULT, Bypass, Decision, Destinations, Rules
+from .rules import NAMELESS, UNPROXIED_BY_DEFAULT, Bypass, Decision, Destinations, Naming, Rules
 from .settings import Settings
 
 __all__ = [
     "IPV4_RANGE",
     "IPV6_RANGE",
+    "NAMELESS",
     "PROTECTION_LEVELS",
     "UNPROXIED_BY_DEFAULT",
     "Bypass",
     "Decision",
     "Destinations",
+    "Naming",
     "Proxy",
     "Rules",
     "Settings",

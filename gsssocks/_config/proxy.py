@@ -161,6 +161,12 @@ class Proxy:
         )
 
     @property
+    def strength(self) -> tuple[bool, int]:
+        """How well it protects a connection at least, to be compared with another's."""
+        protects = self.offered == (Method.GSSAPI,)
+        return protects, sum(map(self.least_level.satisfies, ProtectionLevel))
+
+    @property
     def gss_target(self) -> str:
         """The name to import for GSS-API: `target_name`, or `service@host` with the host in lower case (RFC 1961,
         section 3.1)."""

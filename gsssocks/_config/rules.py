@@ -7,14 +7,15 @@ import ipaddress
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple
 
+from .addresses import IPAddress, IPNetwork, ip, network
 from .proxy import PROTECTION_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["UNPROXIED_BY_DEFAULT", "Bypass", "Decision", "Destinations", "Rules"]
+__all__ = ["NAMELESS", "UNPROXIED_BY_DEFAULT", "Bypass", "Decision", "Destinations", "Naming", "Rules"]
 
 UNPROXIED_BY_DEFAULT = ("localhost", "127.0.0.0/8", "::1", "0.0.0.0", "::")
 """Loopback means this machine; a proxy's loopback is another one. To connect to the unspecified address means
@@ -22,7 +23,15 @@ loopback too."""
 ACTIONS = ("direct", "proxy", "refuse", *PROTECTION_LEVELS)
 
 
-_Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+class _Host(NamedTuple):
+    """A host as the application gave it."""
+
+    name: str
+    """In lower case, without a final dot; empty for an address."""
+    address: IPAddress | None
+    literal: bool
+    """Whether connect(2) goes to `address` without a lookup. It looks up what only looks like one: `[::1]`,
+    `127.0.0.1.`."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +41,24 @@ class _Pattern:
     port: int | None = None
     name: str | None = None
     subdomains: bool = False
-    network: _Network | None = None
+    network: IPNetwork | None = None
 
-    def matches(self, host: str, port: int) -> bool:
-        return (self.port is None or port == self.port) and self.has(host)
+    def matches(self, host: _Host, port: int, naming: Naming) -> bool:
+        return (self.port is None or port == self.port) and (self in naming or self.has(host))
 
-    def has(self, host: str) -> bool:
+    def has(self, host: _Host) -> bool:
         """Whether it holds the host, at one port or at all."""
         if self.network is not None:
-            address = _ip(host)
+            address = host.address
             return address is not None and address.version == self.network.version and address in self.network
         if self.name is None:
             return True
-        return host == self.name or (self.subdomains and host.endswith(f".{self.name}"))
+        return host.name == self.name or (self.subdomains and host.name.endswith(f".{self.name}"))
+
+
+Naming = frozenset[_Pattern]
+"""All that rules know of a name: which entries have it. Names of one naming have one fate at every port."""
+NAMELESS: Naming = frozenset()
 
 
 class Destinations:
@@ -65,10 +79,21 @@ class Destinations:
         self.entries: tuple[str, ...] = tuple(entries)
         self._patterns = [_pattern(entry) for entry in self.entries]
 
-    def covers(self, host: str, port: int) -> bool:
-        """Whether `host` (a name or an address, as it was given) and `port` are among them."""
-        host = _normal(host)
-        return any(pattern.matches(host, port) for pattern in self._patterns)
+    def covers(self, host: str, port: int, naming: Naming = NAMELESS) -> bool:
+        """Whether `host` (a name or an address, as it was given, or of a name of that naming) and `port` are among
+        them."""
+        parsed = _host(host)
+        return any(pattern.matches(parsed, port, naming) for pattern in self._patterns)
+
+    def naming(self, name: str) -> Naming:
+        """The entries that have `name` by its name, at one port or at all."""
+        host = _host(name)
+        return frozenset(pattern for pattern in self._patterns if pattern.name is not None and pattern.has(host))
+
+    @property
+    def by_name(self) -> bool:
+        """Whether an entry is a name."""
+        return any(pattern.name is not None for pattern in self._patterns)
 
     @property
     def everything(self) -> bool:
@@ -82,7 +107,8 @@ class Destinations:
 
     def covers_address(self, address: str, port: int) -> bool:
         """Whether an entry that is an address or a CIDR block has `address` and `port`."""
-        return any(pattern.network is not None and pattern.matches(address, port) for pattern in self._patterns)
+        host = _host(address)
+        return any(pattern.network is not None and pattern.matches(host, port, NAMELESS) for pattern in self._patterns)
 
 
 class Bypass(Destinations):
@@ -99,10 +125,13 @@ class Bypass(Destinations):
         super().__init__(UNPROXIED_BY_DEFAULT if entries is None else entries)
         self.given = () if entries is None else self.entries
 
-    def covers_every_port(self, host: str) -> bool:
-        """Whether `host` is reached directly whatever the port."""
-        host = _normal(host)
-        return any(pattern.port is None and pattern.has(host) for pattern in self._patterns)
+    def actions(self, host: str) -> set[str]:
+        """What becomes of connections to `host`, by the port: "direct", "proxy" or both."""
+        parsed = _host(host)
+        fitting = [pattern for pattern in self._patterns if pattern.has(parsed)]
+        if any(pattern.port is None for pattern in fitting):
+            return {"direct"}
+        return {"direct", "proxy"} if fitting else {"proxy"}
 
 
 class Decision(NamedTuple):
@@ -141,26 +170,54 @@ class Rules:
         self._check_consistent()
         self._decided = functools.lru_cache(maxsize=1024)(self._decide)
 
-    def decide(self, host: str, port: int) -> Decision:
-        """What becomes of a connection to `host` (a name or an address, as the application gave it) and `port`."""
-        return self._decided(host, port)
+    def decide(self, host: str, port: int, naming: Naming = NAMELESS) -> Decision:
+        """What becomes of a connection to `host` (a name or an address, as the application gave it) and `port`.
 
-    def _decide(self, host: str, port: int) -> Decision:
-        normal = _normal(host)
+        Args:
+            naming: of the name that `host`, an address, was looked up for: the connection is to both, and what fits
+                either of them fits.
+        """
+        return self._decided(host, port, naming)
+
+    def _decide(self, host: str, port: int, naming: Naming) -> Decision:
+        parsed = _host(host)
         for pattern, decision in self._rules:
-            if pattern.matches(normal, port):
-                return decision
-        return Decision("direct", None, "no_proxy") if self.bypass.covers(host, port) else Decision("proxy")
+            if pattern.matches(parsed, port, naming):
+                return decision if decision.action != "direct" or _may_be_direct(parsed) else Decision("proxy")
+        direct = self.bypass.covers(host, port, naming) and _may_be_direct(parsed)
+        return Decision("direct", None, "no_proxy") if direct else Decision("proxy")
 
-    def is_direct(self, host: str, port: int | None) -> bool:
-        """Whether every connection to `host` is direct: at `port`, or where that is None, at any port."""
+    def action(self, host: str, port: int | None) -> str | None:
+        """What becomes of every connection to `host`: at `port`, or where that is None, at any port; None where it
+        depends on the port."""
         if port is not None:
-            return self.decide(host, port).action == "direct"
-        normal = _normal(host)
+            return self.decide(host, port).action
+        parsed = _host(host)
+        actions = set()
         for pattern, decision in self._rules:
-            if pattern.has(normal) and (decision.action != "direct" or pattern.port is None):
-                return decision.action == "direct"
-        return self.bypass.covers_every_port(host)
+            if pattern.has(parsed):
+                actions.add(decision.action)
+                if pattern.port is None:
+                    break
+        else:
+            actions |= self.bypass.actions(host)
+        action = actions.pop()
+        if actions:
+            return None
+        return action if action != "direct" or _may_be_direct(parsed) else "proxy"
+
+    def naming(self, name: str) -> Naming:
+        """The entries that have `name` by its name: of the rules, and of what else is reached directly."""
+        host = _host(name)
+        by_rule = (pattern for pattern, _ in self._rules if pattern.name is not None and pattern.has(host))
+        return self.bypass.naming(name).union(by_rule)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether a name was given, by a rule or among what else is reached directly."""
+        return any(pattern.name is not None for pattern, _ in self._rules) or (
+            bool(self.bypass.given) and self.bypass.by_name
+        )
 
     def _check_consistent(self) -> None:
         said: dict[_Pattern, Decision] = {
@@ -196,22 +253,29 @@ def _decision(entry: str, action: str) -> Decision:
     return Decision(action, None, written)
 
 
-def _normal(host: str) -> str:
+@functools.lru_cache(maxsize=1024)
+def _host(host: str) -> _Host:
+    host = _encoded(host)
+    name = host.strip("[]").lower().rstrip(".")
+    address = ip(host)
+    if address is not None:
+        return _Host("", address, literal=True)
+    address = ip(name)
+    return _Host(name if address is None else "", address, literal=False)
+
+
+def _may_be_direct(host: _Host) -> bool:
+    # Whoever resolves the name may find the address that it looks like, or another.
+    return host.address is None or host.literal
+
+
+def _encoded(host: str) -> str:
+    """As the resolver and connect() have it: "bücher.example" and its encoded form are one name, "１２７.0.0.1" is an
+    address."""
     if not host.isascii():
-        # As the resolver and connect() do: "bücher.example" and its encoded form are one name, "１２７.0.0.1" is an
-        # address.
         with suppress(UnicodeError):
-            host = host.encode("idna").decode("ascii")
-    return host.strip("[]").lower().rstrip(".")
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped or address
+            return host.encode("idna").decode("ascii")
+    return host
 
 
 def _pattern(entry: str) -> _Pattern:
@@ -220,15 +284,15 @@ def _pattern(entry: str) -> _Pattern:
     text = entry.strip().lower()
     host, port = _split_port(entry, text)
     if not host.isascii():
-        host = ("." if host.startswith(".") else "") + _normal(host.lstrip("."))
+        host = ("." if host.startswith(".") else "") + _encoded(host.lstrip(".")).lower()
     if host == "*":
         return _Pattern(port=port)
     if "/" in host:
         try:
-            return _Pattern(port=port, network=ipaddress.ip_network(host, strict=False))
+            return _Pattern(port=port, network=network(host))
         except ValueError as error:
             raise ValueError(f"bad destination {entry!r}: {error}") from error
-    address = _ip(host)
+    address = ip(host.rstrip("."))
     if address is not None:
         return _Pattern(port=port, network=ipaddress.ip_network(address))
     subdomains = host.startswith((".", "*."))

@@ -40,7 +40,7 @@ class Settings:
         proxies: tried in order.
         rules: what becomes of a connection, by its destination.
         remote_dns: whether programs that resolve names themselves get placeholder addresses for those that go through a
-            proxy.
+            proxy; without it, only for those that are refused.
         bind: whether sockets that listen do so at a proxy.
         placeholders: the ranges that those come from.
         sources: for each thing that was said, where: "argument", "proxy URL", a variable's or a file's name.
@@ -52,6 +52,11 @@ class Settings:
     placeholders: PlaceholderRanges
     bind: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sees_lookups(self) -> bool:
+        """Whether something depends on the names that the program looks up."""
+        return self.remote_dns or self.rules.by_name
 
     @classmethod
     def load(
