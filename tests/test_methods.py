@@ -167,6 +167,19 @@ class TestOffered:
         with proxy, pytest.raises(ProtocolError, match="only GSS-API was offered"):
             connected(Proxy("localhost", proxy.port), echo.address)
 
+    @pytest.mark.parametrize("methods", ["gssapi,none", "none,gssapi"])
+    def test_nothing_but_gssapi_where_a_rule_demands_protection(self, methods: str) -> None:
+        heard: list[bytes] = []
+        with (
+            ScriptedProxy(lambda client: heard.append(client.choose_method(Method.NONE))) as proxy,
+            gsssocks.installed(proxy.url(methods=methods), no_proxy=[], rules={"bank.example": "confidentiality"}),
+            socket.socket() as sock,
+        ):
+            sock.settimeout(PATIENCE_SECONDS)
+            with pytest.raises(ProtocolError, match="only GSS-API was offered"):
+                sock.connect(("bank.example", 443))
+        assert heard == [bytes([Method.GSSAPI])]
+
     def test_none_acceptable(self, microsocks: Microsocks, echo: EchoServer) -> None:
         with pytest.raises(AuthenticationError, match="GSS-API"):
             connected(Proxy("localhost", microsocks.port), echo.address)

@@ -152,12 +152,26 @@ class Proxy:
         return UserPassword(self.username.encode(), self.password.encode())
 
     def demanding(self, protection: str) -> Proxy:
-        """This proxy where a rule demands `protection`, a level's name, of one destination."""
+        """This proxy where a rule demands `protection`, a level's name, of one destination.
+
+        Raises:
+            ValueError: the level takes the method "gssapi", and that is not among its methods.
+        """
+        if protection == "none":
+            return replace(self, protection=protection, confidential=None)
+        if Method.GSSAPI not in self.offered:
+            raise ValueError(
+                f"{protection} takes the method 'gssapi'; for the proxy {self}, methods are {self.methods!r}"
+            )
+        # Another method would protect nothing. The password is the user's, where there is one.
+        alone = replace(
+            self, methods="gssapi", username=None, password=None if self.username is not None else self.password
+        )
         if protection == "integrity" and self.levels == (ProtectionLevel.SELECTIVE,):
             # The level stays: to choose message by message is what it is for.
-            return replace(self, confidential=_never)
+            return replace(alone, confidential=_never)
         return replace(
-            self, protection=protection, confidential=self.confidential if protection == "selective" else None
+            alone, protection=protection, confidential=self.confidential if protection == "selective" else None
         )
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
 
 from .placeholders import PlaceholderRanges
-from .proxy import URL_OPTIONS, Proxy, environ_options, environ_url, parsed_option
+from .proxy import PROTECTION_LEVELS, URL_OPTIONS, Proxy, environ_options, environ_url, parsed_option
 from .rules import Bypass, Rules
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class _Sources:
         bypass = self._bypass(no_proxy, by_argument=proxy is not None)
         return cls(
             proxies=proxies,
-            rules=self._rules(rules, bypass),
+            rules=self._rules(rules, bypass, proxies),
             remote_dns=self._choice("remote_dns", remote_dns, default=proxies[0].remote_dns),
             placeholders=self._placeholders(placeholders),
             bind=self._choice("bind", bind, default=False),
@@ -203,7 +203,7 @@ class _Sources:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
-    def _rules(self, rules: RuleChoice, bypass: Bypass) -> Rules:
+    def _rules(self, rules: RuleChoice, bypass: Bypass, proxies: Iterable[Proxy]) -> Rules:
         source, chosen = "argument", rules
         if chosen is None and "GSSSOCKS_RULES" in self._environ:
             source, chosen = "environment variable GSSSOCKS_RULES", self._environ["GSSSOCKS_RULES"]
@@ -212,7 +212,9 @@ class _Sources:
         if chosen is not None:
             self.said["rules"] = source
         try:
-            return Rules(chosen, bypass)
+            found = Rules(chosen, bypass)
+            _check_demands(found, proxies)
+            return found
         except ValueError as error:
             raise error if source == "argument" else ValueError(f"{source}: {error}") from error
 
@@ -291,6 +293,15 @@ def _proxy(one: str | Proxy, defaults: dict[str, object], options: dict[str, obj
     if options:
         raise TypeError(f"a Proxy has its options already; give {', '.join(options)} to it")
     return one
+
+
+def _check_demands(rules: Rules, proxies: Iterable[Proxy]) -> None:
+    for entry, action in rules.written:
+        for proxy in proxies if action in PROTECTION_LEVELS else ():
+            try:
+                proxy.demanding(action)
+            except ValueError as error:
+                raise ValueError(f"bad rule {f'{entry}={action}'!r}: {error}") from None
 
 
 def _check_keytab(keytab: str | None, source: str) -> None:
