@@ -15,6 +15,8 @@ from gsssocks._security import MECHANISMS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .url import Shown
+
 __all__ = ["METHODS", "PROTECTION_LEVELS", "SCHEMES", "URL_OPTIONS", "Proxy", "parsed_option"]
 
 PROTECTION_LEVELS: Mapping[str, ProtectionLevel] = {level.name.lower(): level for level in ProtectionLevel}
@@ -216,21 +218,25 @@ class Proxy:
         """
         if not isinstance(url, str):
             raise TypeError(f"a proxy URL is a string, not {type(url).__name__}")
-        shown = without_password(url)
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
             # Not urlsplit's own words: they may quote the password.
             raise ValueError(
-                f"bad proxy URL {shown!r}: the host must be a name or an address ([…] around IPv6), the port 1 to 65535"
+                f"bad proxy URL {without_password(url)!r}: the host must be a name or an address ([…] around IPv6), "
+                f"the port 1 to 65535"
             ) from None
         try:
             arguments = {**(defaults or {}), **_url_arguments(parts, port), **options}
             _give_user_its_name(arguments)
             return cls(**arguments)  # type: ignore[arg-type]  # __post_init__ checks what came as text
         except (TypeError, ValueError) as error:
-            raise type(error)(f"bad proxy URL {shown!r}: {error}") from error
+            text, regular = _shown(url)
+            if not regular:
+                # Nor the error's words: what they quote may be the password's.
+                raise ValueError(f"bad proxy URL {text!r}: {_WRITE}") from None
+            raise type(error)(f"bad proxy URL {text!r}: {error}") from error
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None, **options: object) -> Proxy:
@@ -262,16 +268,13 @@ class Proxy:
 
 def without_password(url: str) -> str:
     """The URL as it may be shown. It may be malformed in any way: what could be a password is left out."""
-    url = _PASSWORD_OPTION.sub(r"\1***", url)
-    scheme, slashes, rest = url.partition("//")
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    port = authority.rpartition(":")[2]
-    if "@" not in authority and ":" in authority and "@" in rest and not port.isdigit():
-        authority = rest[: rest.rindex("@") + 1]  # a password that holds one of "/?#"
-    user, colon, _ = authority.rpartition("@")[0].partition(":")
-    if not colon:
-        return url
-    return f"{scheme}{slashes}{user}:***@{rest[authority.rindex('@') + 1 :]}"
+    return _shown(url).text
+
+
+def _shown(url: str) -> Shown:
+    from .url import shown
+
+    return shown(url, URL_OPTIONS)
 
 
 def environ_url(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -412,5 +415,8 @@ def parsed_option(name: str, text: str, source: str) -> object:
 
 URL_OPTIONS: tuple[str, ...] = tuple(option.name for option in fields(Proxy) if option.metadata.get("url"))
 """The options that may be given as text: in a URL, a variable or a file."""
-_PASSWORD_OPTION = re.compile(r"([?&;]password=)[^&;#]*", re.IGNORECASE)
+_WRITE = (
+    "write socks5h://[principal[:password]@]host[:port][?option=value&…], and percent-encode what is special in a "
+    f"principal or password; several URLs are for install() alone; the options are {', '.join(URL_OPTIONS)}"
+)
 _OID = re.compile(r"\d+(\.\d+)+")
