@@ -6,7 +6,7 @@ import ipaddress
 import re
 import traceback
 from dataclasses import FrozenInstanceError, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import quote
 
 import pytest
@@ -22,6 +22,7 @@ from gsssocks._config import (
     Rules,
     Settings,
 )
+from gsssocks._config.proxy import without_password
 from gsssocks._protocol import Method, ProtectionLevel
 
 if TYPE_CHECKING:
@@ -53,6 +54,45 @@ proxies = st.builds(
     timeout=st.none() | st.floats(0.001, 1e9),
     pipelined=st.booleans(),
     remote_dns=st.booleans(),
+)
+# What divides a URL, as it is and encoded too much, in a password whose every word is easy to find.
+dividers = st.lists(
+    st.sampled_from(["1", *":@/?#&;=%,\\[]. ", "%40", "%3a", "%253A", "\uff20", "\uff1a", "://"]), max_size=4
+)
+passwords = st.lists(dividers.map("".join), min_size=2, max_size=4).map("hunter".join)
+MALFORMED = (
+    "socks5h://alice:{password}@proxy:port",
+    "socks5h://alice:{password}@proxy?protection=full",
+    "socks5h://alice:{password}@proxy/path",
+    "socks5h://alice:{password}@proxy?passwd={password}",
+    "socks5h://alice%3a{password}@proxy?nec=maybe",
+    "socks5h://:{password}@proxy?nec=maybe",
+    "socks5h:///alice:{password}@proxy",
+    "socks5h:/alice:{password}@proxy",
+    "socks5h:alice:{password}@proxy",
+    "socks5h:\\\\alice:{password}@proxy",
+    "socks5h//alice:{password}@proxy",
+    "//alice:{password}@proxy",
+    "alice:{password}@proxy:1080",
+    "https://alice:{password}@proxy",
+    "https:alice:{password}@proxy",
+    "socks5h://alice:{password}@proxy,socks5h://bob:{password}@other?nec=maybe",
+)
+WITHOUT_AT = (
+    "socks5h://alice:{password}%40proxy:port",
+    "socks5h://alice:{password} proxy",
+    "socks5h://proxy:1080@alice:{password}:port",
+    "socks5h://alice:{password}",
+    "socks5h://alice@proxy?password={password}&protection=full",
+    "socks5h://alice@proxy?p%61ssword={password}&protection=full",
+)
+malformed_urls = st.one_of(
+    st.builds(lambda url, password: url.format(password=password), st.sampled_from(MALFORMED), passwords),
+    st.builds(
+        lambda url, password: url.format(password=password),
+        st.sampled_from(WITHOUT_AT),
+        passwords.filter(lambda password: "@" not in password),
+    ),
 )
 
 
@@ -128,6 +168,37 @@ class TestProxy:
         assert demanded.levels == (ProtectionLevel.SELECTIVE,)
         assert demanded.confidential is not None
         assert not demanded.confidential(b"data")
+
+    @pytest.mark.parametrize("protection", ["integrity", "confidentiality", "selective"])
+    @pytest.mark.parametrize("methods", ["gssapi,none", "none,gssapi", "gssapi,userpass"])
+    def test_rule_that_demands_protection_leaves_gssapi_alone(self, methods: str, protection: str) -> None:
+        user: dict[str, Any] = {"username": "bob", "password": "s3cret"} if "userpass" in methods else {}
+        demanded = Proxy("proxy.example", methods=methods, **user).demanding(protection)
+        assert demanded == Proxy("proxy.example", protection=protection)
+
+    def test_rule_that_demands_protection_leaves_the_principal_its_password(self) -> None:
+        proxy = Proxy("proxy.example", principal="alice", password="s3cret", methods="gssapi,none")
+        demanded = proxy.demanding("integrity")
+        assert (demanded.principal, demanded.password, demanded.offered) == ("alice", "s3cret", (Method.GSSAPI,))
+
+    def test_rule_that_demands_none_leaves_the_methods(self) -> None:
+        proxy = Proxy("proxy.example", methods="gssapi,none")
+        assert proxy.demanding("none") == replace(proxy, protection="none")
+
+    def test_rule_cannot_demand_protection_where_there_is_no_gssapi(self) -> None:
+        with pytest.raises(
+            ValueError, match="integrity takes the method 'gssapi'; for the proxy h:1080, methods are 'none"
+        ):
+            Proxy("h", methods="none").demanding("integrity")
+
+    @pytest.mark.parametrize("weaker", ["none", "integrity", "selective"])
+    def test_strength_is_what_it_protects_at_least(self, weaker: str) -> None:
+        proxies = [
+            Proxy("h", methods="gssapi,none"),
+            Proxy("h", protection=f"confidentiality,{weaker}"),
+            Proxy("h"),
+        ]
+        assert sorted(proxies, key=lambda proxy: proxy.strength) == proxies
 
     def test_cannot_be_changed(self) -> None:
         with pytest.raises(FrozenInstanceError):
@@ -273,15 +344,11 @@ class TestURL:
     @pytest.mark.parametrize(
         "query",
         [
-            "protecton=integrity",
             "protection=",
             "protection",
             "nec=maybe",
             "timeout=long",
             "timeout=0",
-            "host=other",
-            "port=1",
-            "remote_dns=no",
             "service=a&service=b",
             "target_name=socks@real&nec=maybe",
         ],
@@ -290,6 +357,22 @@ class TestURL:
         with pytest.raises(ValueError, match="bad proxy URL") as caught:
             Proxy.from_url(f"{URL}?{query}")
         assert repr(f"{URL}?{query}") in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["protecton", "passwd", "PASSWORD", "host", "port", "remote_dns"])
+    def test_unknown_option_is_quoted_without_its_value(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"unknown option '{name}'; the options are service, ") as caught:
+            Proxy.from_url(f"{URL}?nec=yes&{name}=s3cret&service=s3cret")
+        assert repr(f"{URL}?nec=yes&{name}=***") in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+
+    @pytest.mark.parametrize("before", ["socks5h://proxy", "socks5h://alice@proxy", "socks5h://alice:x@proxy"])
+    def test_option_like_none_is_quoted_where_it_can_be_nothing_else(self, before: str) -> None:
+        with pytest.raises(ValueError, match="unknown option 'colour'"):
+            Proxy.from_url(f"{before}?colour=red")
+        # This may be the half of alice:1080?colour=red@proxy.
+        with pytest.raises(ValueError, match="the options are service, ") as caught:
+            Proxy.from_url("socks5h://alice:1080?colour=red")
+        assert "colour" not in str(caught.value)
 
     def test_principal_twice(self) -> None:
         with pytest.raises(ValueError, match="'principal' is given twice"):
@@ -309,6 +392,51 @@ class TestURL:
             Proxy.from_url(f"socks5h://alice:{password}@proxy{mistake}")
         shown = traceback.format_exception(type(caught.value), caught.value, None)
         assert "s3cret" not in "".join(shown)
+
+    @given(malformed_urls)
+    def test_password_is_never_shown_however_malformed_the_url(self, url: str) -> None:
+        loads: list[Callable[[], object]] = [
+            lambda: Proxy.from_url(url),
+            lambda: Proxy.from_environ({"GSSSOCKS_PROXY": url}),
+            lambda: Settings.load(environ={"GSSSOCKS_PROXY": url}),
+            lambda: Settings.load([PROXY, url], environ={}),
+        ]
+        for load in loads:
+            try:
+                load()
+            except ValueError as error:
+                shown = "".join(traceback.format_exception(type(error), error, None))
+                assert "hunter" not in shown.lower()
+        assert "hunter" not in without_password(url).lower()
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("socks5h://alice:hunter2@proxy:1080?nec=maybe", "socks5h://alice:***@proxy:1080?nec=maybe"),
+            ("socks5h://[2001:db8::1]:1080", "socks5h://[2001:db8::1]:1080"),
+            ("socks5h://[fe80::1%eth0]", "socks5h://[fe80::1%eth0]"),
+            ("socks5h://2001:db8::1", "socks5h://2001:***"),
+            ("ftp://proxy:1080", "ftp://proxy:1080"),
+            ("alice://hunter2@proxy", "alice:***@proxy"),
+            ("socks5h://alice%40REALM@proxy", "socks5h://alice%40REALM@proxy"),
+            ("socks5h://p?principal=alice@REALM&nec=1", "socks5h://p?principal=alice@REALM&nec=1"),
+            ("socks5h://p?password=hunter2&nec=1", "socks5h://p?password=***&nec=1"),
+            ("alice:hunter2@proxy:1080", "alice:***@proxy:1080"),
+            ("socks5h:alice:hunter2@proxy", "socks5h:alice:***@proxy"),
+            ("socks5h://alice:1234/x@proxy", "socks5h://alice:***@proxy"),
+            ("socks5h://alice:1234?x@proxy", "socks5h://alice:***?***"),
+            ("socks5h://alice:hunt", "socks5h://alice:***"),
+            ("socks5h://a:hunter2@p,socks5h://b:hunter2@q?nec=1", "socks5h://a:***@q?nec=1"),
+        ],
+    )
+    def test_is_shown_without_what_could_be_a_password(self, url: str, shown: str) -> None:
+        assert without_password(url) == shown
+
+    @pytest.mark.parametrize("url", ["alice:hunter2@proxy", "socks5h:/alice:hunter2@proxy", "socks5h://a:1/x@proxy"])
+    def test_that_is_malformed_around_a_password_is_answered_by_its_form(self, url: str) -> None:
+        with pytest.raises(ValueError, match=r"write socks5h://\[principal\[:password\]@\]host\[:port\]") as caught:
+            Proxy.from_url(url)
+        assert "percent-encode" in str(caught.value)
 
     def test_password_in_the_query_is_not_shown_either(self) -> None:
         with pytest.raises(ValueError, match="bad proxy URL") as caught:
@@ -389,8 +517,8 @@ class TestEnvironment:
             Proxy.from_environ({})
 
     def test_mistake_in_the_url_names_the_variable(self) -> None:
-        with pytest.raises(ValueError, match=r"environment variable ALL_PROXY: .*'socks5h://proxy:x'"):
-            Proxy.from_environ({"ALL_PROXY": "socks5h://proxy:x"})
+        with pytest.raises(ValueError, match=r"environment variable ALL_PROXY: .*'socks5h://proxy/x'"):
+            Proxy.from_environ({"ALL_PROXY": "socks5h://proxy/x"})
 
     def test_mistake_in_an_option_names_the_variable(self) -> None:
         with pytest.raises(ValueError, match=r"environment variable GSSSOCKS_PROTECTION: .*'full'"):
@@ -418,6 +546,13 @@ class TestBypass:
             ("2001:db8::/32", ["2001:db8:ffff::1"], ["2001:db9::1", "192.0.2.1"]),
             ("fe80::/10", ["fe80::1", "fe80::1%eth0"], ["fec0::1"]),
             ("0.0.0.0/0", ["192.0.2.1", "255.255.255.255"], ["host.example", "2001:db8::1"]),
+            ("::ffff:10.0.0.0/104", ["10.0.0.1", "::ffff:10.255.0.1", "10.1"], ["11.0.0.1", "::10.0.0.1"]),
+            ("::ffff:192.0.2.0/120", ["192.0.2.255"], ["192.0.3.0"]),
+            ("::ffff:0:0/96", ["192.0.2.1"], ["2001:db8::1", "::1"]),
+            ("::/0", ["2001:db8::1"], ["192.0.2.1"]),
+            ("10.0.0.0/8", ["10.1", "0x0a.1", "167772161", "012.0.0.1", "10.0.0.1."], ["10.1 x", "10.1.example"]),
+            ("10.1", ["10.0.0.1", "0xa000001"], ["10.1.0.0"]),
+            ("127.0.0.1.", ["127.0.0.1", "127.1"], ["127.0.0.2"]),
             ("*", ["host.example", "192.0.2.1", "2001:db8::1"], []),
         ],
     )
@@ -485,6 +620,8 @@ class TestBypass:
             "10.0.0.0/33",
             "10.0.0/x",
             "::/129",
+            "::ffff:10.0.0.0/95",
+            "::ffff:10.0.0.0/0",
             "host:port",
             "host:0",
             "host:65536",
@@ -522,6 +659,77 @@ class TestRules:
         rules = Rules({"localhost:8443": "proxy"}, Bypass(["localhost"]))
         assert rules.decide("localhost", 8443).action == "proxy"
         assert rules.decide("localhost", 80).action == "direct"
+
+    @pytest.mark.parametrize("host", ["127.1", "0x7f.1", "2130706433", "0", "017700000001"])
+    def test_loopback_is_direct_in_any_spelling(self, host: str) -> None:
+        assert Rules().decide(host, 80).action == "direct"
+        assert Rules().action(host, None) == "direct"
+
+    @pytest.mark.parametrize("host", ["127.0.0.1.", "[127.0.0.1]", "[::1]", "127.1.", "2130706433."])
+    def test_what_only_looks_like_an_address_is_not_direct_as_such(self, host: str) -> None:
+        """connect(2) takes it for a name, and looks it up."""
+        assert Rules().decide(host, 80).action == "proxy"
+        assert Rules().action(host, None) == "proxy"
+        assert Rules("127.0.0.0/8=direct,::1=direct").decide(host, 80).action == "proxy"
+
+    @pytest.mark.parametrize("host", ["10.0.0.1.", "[10.0.0.1]", "10.1.", "::ffff:10.0.0.1", "10.1"])
+    def test_what_looks_like_a_refused_address_is_refused(self, host: str) -> None:
+        """Whoever resolves it in the end may take it for one."""
+        assert Rules("10.0.0.0/8=refuse").decide(host, 80).action == "refuse"
+
+    @pytest.mark.parametrize(
+        ("rules", "at_80", "at_any"),
+        [
+            ("", "proxy", "proxy"),
+            ("host.example=refuse", "refuse", "refuse"),
+            ("host.example:25=refuse", "proxy", None),
+            ("host.example:25=integrity", "proxy", "proxy"),
+            ("host.example:25=direct,host.example=direct", "direct", "direct"),
+            ("host.example:25=proxy,.example=direct", "direct", None),
+            ("*:80=direct,*=refuse", "direct", None),
+        ],
+    )
+    def test_action_at_a_port_and_at_any(self, rules: str, at_80: str, at_any: str | None) -> None:
+        assert Rules(rules).action("host.example", 80) == at_80
+        assert Rules(rules).action("host.example", None) == at_any
+
+    @pytest.mark.parametrize(
+        ("entries", "at_any"), [(["host.example"], "direct"), (["host.example:80"], None), (["other.example"], "proxy")]
+    )
+    def test_action_at_any_port_by_the_bypass(self, entries: list[str], at_any: str | None) -> None:
+        assert Rules(None, Bypass(entries)).action("host.example", None) == at_any
+
+    def test_naming_is_all_the_entries_that_have_a_name_by_name(self) -> None:
+        rules = Rules(
+            "a.example:25=refuse,.example:80=proxy,10.0.0.0/8=direct,*:80=direct", Bypass(["a.example", "10.0.0.0/8"])
+        )
+        a, b, other = (rules.naming(name) for name in ("A.Example.", "b.example", "host.test"))
+        assert (len(a), len(b), len(other)) == (3, 1, 0)
+        assert rules.naming("10.0.0.1") == other
+
+    def test_address_of_a_name_is_decided_by_what_fits_either(self) -> None:
+        rules = Rules("a.example:25=refuse,10.0.0.1=integrity,.example=refuse", Bypass(["10.0.0.0/8", "b.test"]))
+        a, b = rules.naming("a.example"), rules.naming("b.test")
+        assert rules.decide("10.0.0.1", 25, a).action == "refuse"
+        assert rules.decide("10.0.0.1", 80, a).protection == "integrity"
+        assert rules.decide("10.0.0.2", 80, a).rule == ".example=refuse"
+        assert rules.decide("10.0.0.2", 80).action == "direct"
+        assert rules.decide("192.0.2.1", 80, b).action == "direct"
+        assert rules.decide("192.0.2.1", 80).action == "proxy"
+
+    @pytest.mark.parametrize(
+        ("rules", "bypass", "by_name"),
+        [
+            ("", None, False),
+            ("", [], False),
+            ("10.0.0.0/8=refuse,*:25=refuse", ["10.1.0.0/16:80"], False),
+            ("host.example:25=refuse", None, True),
+            ("", [".example"], True),
+            ("", ["localhost"], True),
+        ],
+    )
+    def test_by_name_where_a_name_was_given(self, rules: str, bypass: list[str] | None, by_name: bool) -> None:
+        assert Rules(rules, Bypass(bypass)).by_name == by_name
 
     @pytest.mark.parametrize("level", list(PROTECTION_LEVELS))
     def test_protection_level_means_the_proxy_at_that_level(self, level: str) -> None:
@@ -707,6 +915,38 @@ class TestSettings:
         rules = Settings.load(URL, environ=environ).rules
         assert rules.decide("host.example", 1).action == "direct"
         assert rules.decide("other.example", 1).action == "proxy"
+
+    def test_no_proxy_of_the_file_is_stronger_than_that_of_the_environment_in_general(self, file: Path) -> None:
+        text = f"[proxy]\nurl = {URL}\nno_proxy = host.example\n"
+        settings = self.load(file, text, {"NO_PROXY": "*", "no_proxy": "*"})
+        assert settings.rules.decide("host.example", 1).action == "direct"
+        assert settings.rules.decide("other.example", 1).action == "proxy"
+        assert settings.sources["no_proxy"] == f"{file} [proxy] no_proxy"
+
+    def test_own_no_proxy_variable_is_stronger_than_the_file(self, file: Path) -> None:
+        text = f"[proxy]\nurl = {URL}\nno_proxy = host.example\n"
+        assert self.load(file, text, {"GSSSOCKS_NO_PROXY": ""}).rules.decide("host.example", 1).action == "proxy"
+
+    def test_no_proxy_of_the_environment_counts_where_the_file_has_none(self, file: Path) -> None:
+        settings = self.load(file, f"[proxy]\nurl = {URL}\n", {"NO_PROXY": "host.example"})
+        assert settings.rules.decide("host.example", 1).action == "direct"
+
+    def test_empty_rules_variable_is_none(self, file: Path) -> None:
+        text = f"[proxy]\nurl = {URL}\n[rules]\nhost.example = refuse\n"
+        assert self.load(file, text, {"GSSSOCKS_RULES": ""}).rules.decide("host.example", 1).action == "refuse"
+
+    @pytest.mark.parametrize("level", ["integrity", "confidentiality", "selective"])
+    def test_rule_that_demands_what_a_proxy_cannot_give_is_quoted_with_its_source(self, level: str, file: Path) -> None:
+        rule = f"host.example={level}"
+        proxies = [URL, "socks5h://other?methods=none"]
+        says = f"bad rule '{rule}': {level} takes the method 'gssapi'; for the proxy other:1080, methods are 'none'"
+        with pytest.raises(ValueError, match=f"^{says}"):
+            Settings.load(proxies, environ={}, rules=rule)
+        with pytest.raises(ValueError, match=f"^environment variable GSSSOCKS_RULES: {says}"):
+            Settings.load(proxies, environ={"GSSSOCKS_RULES": rule})
+        with pytest.raises(ValueError, match=re.escape(f"{file} [rules]: {says}")):
+            self.load(file, f"[rules]\nhost.example = {level}\n", proxy=proxies)
+        assert Settings.load(proxies, environ={}, rules="host.example=none").rules
 
     def test_empty_no_proxy_argument_is_stronger_than_a_variable(self) -> None:
         settings = Settings.load(URL, environ={"GSSSOCKS_NO_PROXY": "host.example"}, no_proxy=[])

@@ -129,6 +129,7 @@ def test_usual_set_ups_are_evident(said: dict[str, str]) -> None:
         {"GSSSOCKS_KEYTAB": "/nowhere"},
         {"GSSSOCKS_CONFIG": "/nowhere"},
         {"GSSSOCKS_NO_PROXY": "10.0.0.0/33"},
+        {"GSSSOCKS_NO_PROXY": "::ffff:10.0.0.0/64"},
         {"GSSSOCKS_RULES": "*=direct"},
         {"GSSSOCKS_DEBUG": "1"},
         {"GSSSOCKS_PROXI": URL},

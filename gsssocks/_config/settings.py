@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
 
+from .addresses import ip
 from .placeholders import PlaceholderRanges
 from .proxy import PROTECTION_LEVELS, URL_OPTIONS, Proxy, environ_options, environ_url, parsed_option
 from .rules import Bypass, Rules
@@ -22,7 +23,7 @@ ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
 RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
 
 _PREFIX = "GSSSOCKS_"
-_NO_PROXY_VARIABLES = ("GSSSOCKS_NO_PROXY", "NO_PROXY", "no_proxy")
+_NO_PROXY, _GENERAL_NO_PROXY = "GSSSOCKS_NO_PROXY", ("NO_PROXY", "no_proxy")
 _JUDGED_ALONE = {"service", "target_name", "mechanism", "ccache", "keytab", "principal", "timeout"}
 """Options whose values are right or wrong whatever the others are."""
 _FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
@@ -183,17 +184,16 @@ class _Sources:
         if no_proxy is not None:
             self.said["no_proxy"] = "argument"
             return Bypass(no_proxy)
-        # A general NO_PROXY belongs to a proxy that the environment names; it says nothing about one named in the
-        # program.
-        variables = _NO_PROXY_VARIABLES[:1] if by_argument else _NO_PROXY_VARIABLES
-        for variable in variables:
-            if variable in self._environ:
-                text = self._environ[variable]
-                if variable not in _NO_PROXY_VARIABLES[:1]:
-                    text = _with_subdomains(text)
-                return self._named("no_proxy", f"environment variable {variable}", text)
+        if _NO_PROXY in self._environ:
+            return self._named("no_proxy", f"environment variable {_NO_PROXY}", self._environ[_NO_PROXY])
         if "no_proxy" in self._file.get("proxy", {}):
             return self._named("no_proxy", self._file_source("no_proxy"), self._option("no_proxy"))
+        # A general NO_PROXY belongs to a proxy that the environment names; it says nothing about one named in the
+        # program.
+        for variable in () if by_argument else _GENERAL_NO_PROXY:
+            if variable in self._environ:
+                text = _with_subdomains(self._environ[variable])
+                return self._named("no_proxy", f"environment variable {variable}", text)
         return Bypass()
 
     def _named(self, name: str, source: str, text: str) -> Bypass:
@@ -205,7 +205,7 @@ class _Sources:
 
     def _rules(self, rules: RuleChoice, bypass: Bypass, proxies: Iterable[Proxy]) -> Rules:
         source, chosen = "argument", rules
-        if chosen is None and "GSSSOCKS_RULES" in self._environ:
+        if chosen is None and self._environ.get("GSSSOCKS_RULES"):
             source, chosen = "environment variable GSSSOCKS_RULES", self._environ["GSSSOCKS_RULES"]
         if chosen is None and "rules" in self._file:
             source, chosen = f"{self._path} [rules]", self._file["rules"]
@@ -262,15 +262,15 @@ def _with_subdomains(no_proxy: str) -> str:
     """What curl, requests and others take NO_PROXY for: a name there stands for those below it, too."""
     entries = [entry.strip() for entry in no_proxy.split(",")]
     return ",".join(
-        f".{entry}" if _NAME.fullmatch(entry) and not _ADDRESS.fullmatch(entry) else entry for entry in entries
+        f".{entry}" if _NAME.fullmatch(entry) and ip(entry.partition(":")[0]) is None else entry for entry in entries
     )
 
 
-_NAME, _ADDRESS = re.compile(r"[^.*:/\[][^*:/\[]*(:\d+)?"), re.compile(r"[\d.]+(:\d+)?")
+_NAME = re.compile(r"[^.*:/\[][^*:/\[]*(:\d+)?")
 
 
-# An option in a URL may hold a comma, too.
-_BETWEEN_URLS = re.compile(r",(?=\s*(?:$|[^,?]*://))")
+# An option in a URL may hold a comma, too, and so may a password.
+_BETWEEN_URLS = re.compile(r",(?=\s*(?:$|(?:socks|http)\w*://))", re.IGNORECASE)
 
 
 def _listed(proxy: str | Proxy | Iterable[str | Proxy]) -> list[str | Proxy]:
