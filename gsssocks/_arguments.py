@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ._config.addresses import ip
 from ._originals import SocketType
 from ._transport import byte_view
 
@@ -29,7 +30,10 @@ _judges: dict[int, SocketType] = {}
 
 
 def check(family: int, method: str, *arguments: Any) -> None:
-    """Raises what `method` of a plain socket raises for these arguments, if anything."""
+    """Raises what `method` of a plain socket raises for these arguments, if anything. No name in an address is looked
+    up."""
+    if method in ("sendto", "sendmsg") and arguments:
+        arguments = (*arguments[:-1], _numeric(family, arguments[-1]))
     judge = _judges.get(family)
     if judge is None:
         judge = _judges[family] = SocketType(family, socket.SOCK_STREAM, 0)
@@ -39,6 +43,19 @@ def check(family: int, method: str, *arguments: Any) -> None:
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
+
+
+def _numeric(family: int, address: Any) -> Any:
+    """An address as good as this one for whoever judges it, but with a name replaced, which the judge would look up."""
+    if not isinstance(address, tuple) or not address or not isinstance(address[0], (str, bytes, bytearray)):
+        return address
+    host = address[0]
+    text = host if isinstance(host, str) else bytes(host).decode("latin-1")
+    if "\0" in text or ip(text) is not None:
+        return address
+    if isinstance(host, str) and not host.isascii():
+        host.encode("idna")  # which may raise what a plain socket raises
+    return ("::1" if family == socket.AF_INET6 else "127.0.0.1", *address[1:])
 
 
 def size(family: int, method: str, value: Any, *others: Any) -> int:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from . import _arguments, _descriptor, _originals
+from ._config.addresses import ip
 from ._destinations import in_family
 from ._log import log
 from ._negotiation import ClientNegotiation
@@ -69,6 +70,9 @@ def checked_address(sock: socket.socket, address: object, method: str = "connect
         raise TypeError(f"'{type(port).__name__}' object cannot be interpreted as an integer")
     if not 0 <= port.__index__() <= 0xFFFF:
         raise OverflowError(f"{method}(): port must be 0-65535.")
+    if not isinstance(host, str) and not bytes(host).isascii():
+        # There may be resolvers that know such a name; there is no way to ask a proxy for it.
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     null: Any = "\0" if isinstance(host, str) else b"\0"
     if len(address) > 2 or null in host:
         # Judged with a host that needs no lookup.
@@ -78,33 +82,34 @@ def checked_address(sock: socket.socket, address: object, method: str = "connect
 
 def destination(sock: socket.socket, proxy: Proxy, address: tuple[Any, ...], name: str | None) -> Address:
     """What to ask the proxy for, to reach `address` (checked), or the name that it stands for."""
-    host = name or (address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii"))
-    port = address[1].__index__()
+    host, port = name or _host(address), address[1].__index__()
     if not host:
         host = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"  # what "" means to connect(2)
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return Address(host if name or proxy.remote_dns else _resolved(host, port, sock.family), port)
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return Address(str(mapped or ip), port)
+    numeric = ip(host)
+    if numeric is not None:
+        return Address(str(numeric), port)
+    return Address(host if name or proxy.remote_dns else _resolved(host, port, sock.family), port)
 
 
 def as_kernel_says(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
     """An address in the form in which a plain socket's getpeername() gives it; a name stays one."""
-    host, port = (
-        address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii"),
-        address[1].__index__(),
-    )
+    host, port = _host(address), address[1].__index__()
     inet6 = sock.family == socket.AF_INET6
+    if ":" not in host:
+        host = str(ip(host) or host)
+    with suppress(ValueError):
+        literal = ipaddress.ip_address(host)
+        mapped = isinstance(literal, ipaddress.IPv6Address) and literal.ipv4_mapped
+        # What ipaddress makes of a mapped address depends on the version of Python.
+        host = socket.inet_ntop(socket.AF_INET6, literal.packed) if mapped else str(literal)
     if host in ("", "0.0.0.0", "::"):
         host = "::1" if inet6 else "127.0.0.1"  # where connect(2) goes then
-    with suppress(ValueError):
-        ip = ipaddress.ip_address(host)
-        mapped = isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped
-        # What ipaddress makes of a mapped address depends on the version of Python.
-        host = socket.inet_ntop(socket.AF_INET6, ip.packed) if mapped else str(ip)
     return (host, port, *address[2:], *(0, 0)[len(address) - 2 :]) if inet6 else (host, port)
+
+
+def _host(address: tuple[Any, ...]) -> str:
+    host: str = address[0] if isinstance(address[0], str) else bytes(address[0]).decode("ascii")
+    return "255.255.255.255" if host == "<broadcast>" else host
 
 
 def _resolved(host: str, port: int, family: int) -> str:

@@ -291,8 +291,6 @@ def _destination(sock: socket.socket, share: Share, address: tuple[Any, ...]) ->
         return _directly(share.endpoint, address, route.name)
     if not port:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if host == "<broadcast>":
-        address = ("255.255.255.255", *address[1:])
     asked = destination(sock, route.proxies[0], address, route.name)
     _check_unicast(asked.host)
     return Destination(route, asked, as_kernel_says(sock, address))

@@ -97,7 +97,8 @@ def _is_remote(name: str, port: int | None) -> bool:
     if settings is None:
         return False
     # A proxy's own name is not asked of a proxy.
-    if name.lower().rstrip(".") in {proxy.host.lower().rstrip(".") for proxy in settings.proxies}:
+    own = {proxy.host.lower().rstrip(".") for proxy in settings.proxies if ip(proxy.host) is None}
+    if name.lower().rstrip(".") in own:
         return False
     action = settings.rules.action(name, port)
     if settings.remote_dns:
