@@ -304,10 +304,12 @@ class Resolver:
         return _ascii(name) if name is not None else host, service
 
     def _note_answer(self, host: object, addresses: Callable[[], list[str]]) -> None:
-        if not isinstance(host, (str, bytes, bytearray)) or not _is_name(_encoded(host)):
+        if not isinstance(host, (str, bytes, bytearray)):
             return
-        with suppress(LookupError, TypeError):  # somebody else's lookup, in place of the system's, answers what it will
-            self._note(_text(host), [address for address in addresses() if isinstance(address, str)])
+        # Somebody else's lookup, in place of the system's, takes and answers what it will.
+        with suppress(LookupError, TypeError, UnicodeError):
+            if _is_name(_encoded(host)):
+                self._note(_text(host), [address for address in addresses() if isinstance(address, str)])
 
     def _proxied(self, host: object, port: object = None) -> str | None:
         """The host to look up, if it is a name that goes to the proxy.

@@ -71,6 +71,7 @@ def url(proxy: ProxyServer, mode: str) -> str:
 PROGRAM = """
 import asyncio, json, socket, sys, urllib.request
 import requests
+import trio
 import gsssocks
 
 url, options, name, port = json.loads(sys.argv[1])
@@ -105,15 +106,25 @@ def open_connection():
         await writer.wait_closed()
     asyncio.run(connect())
 
+def open_tcp_stream():
+    async def connect():
+        async with await trio.open_tcp_stream(name, port):
+            pass
+    trio.run(connect)
+
 def root_of(error):
     causes = [error]
     while True:
-        error = getattr(error, "reason", None) or error.__cause__ or error.__context__
+        cause = getattr(error, "reason", None) or error.__cause__ or error.__context__
+        (error, *_) = getattr(error, "exceptions", [cause])
         if not isinstance(error, BaseException):
             return causes
         causes.append(error)
 
-ways = [create_connection, connect_to_gethostbyname, connect_to_name, urllib_request, by_requests, open_connection]
+ways = [
+    create_connection, connect_to_gethostbyname, connect_to_name, urllib_request, by_requests, open_connection,
+    open_tcp_stream,
+]
 outcomes = {}
 for way in ways:
     try:

@@ -561,6 +561,43 @@ class TestGethostbyaddr:
         assert not lookups.asked
 
 
+class TestLookedUpHere:
+    """What names are answered by their real addresses, the resolver tells."""
+
+    HERE = "here.direct"
+
+    @pytest.mark.parametrize(
+        ("function", "args", "answer"),
+        [
+            ("getaddrinfo", (80,), [(2, 1, 6, "", ("192.0.2.1", 80)), (10, 1, 6, "", ("2001:db8::1", 80, 0, 0))]),
+            ("getaddrinfo", (80, 0, 0, 0, socket.AI_PASSIVE), [(2, 1, 6, "", ("192.0.2.1", 80))]),
+            ("gethostbyname", (), "192.0.2.1"),
+            ("gethostbyname_ex", (), ("here.direct", [], ["192.0.2.1", "192.0.2.2"])),
+            ("gethostbyaddr", (), ("here.direct", [], ["192.0.2.1"])),
+        ],
+    )
+    @pytest.mark.parametrize("host", [HERE, HERE.encode(), "Here.direct"])
+    def test_are_told_with_all_of_them(
+        self, lookups: Lookups, function: str, args: tuple[Any, ...], answer: Any, host: Any
+    ) -> None:
+        assert lookups.over(function, lambda *_args, **_kwargs: answer)(host, *args) is answer
+        ((name, addresses),) = lookups.answered
+        assert name.lower() == self.HERE
+        assert addresses == [
+            address for address in ("192.0.2.1", "192.0.2.2", "2001:db8::1") if address in repr(answer)
+        ]
+
+    @pytest.mark.parametrize("host", ["192.0.2.1", b"192.0.2.1", "192.0.513", "2001:db8::1", "fe80::1%lo", "", None])
+    @pytest.mark.parametrize("function", ["gethostbyaddr", "gethostbyname_ex"])
+    def test_are_no_addresses(self, lookups: Lookups, function: str, host: Any) -> None:
+        lookups.over(function, lambda _host: (self.HERE, [], ["192.0.2.1"]))(host)
+        assert not lookups.answered
+
+    def test_are_none_where_the_answer_is_a_placeholder(self, lookups: Lookups) -> None:
+        lookups.getaddrinfo(NAME, 80)
+        assert not lookups.answered
+
+
 name_flags = st.lists(
     st.sampled_from([socket.NI_NUMERICSERV, socket.NI_DGRAM, socket.NI_NOFQDN, socket.NI_NAMEREQD]), unique=True
 ).map(sum)
