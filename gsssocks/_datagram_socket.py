@@ -41,7 +41,7 @@ from ._destinations import Destination, Route, in_family
 from ._endpoint import Endpoint, Share, join, leave, renew, share_of
 from ._socket import GSSSocket, chosen_proxy, code_of_connect
 from ._switching import kinds, switch
-from ._transport import Arrival, Deadline, byte_view
+from ._transport import Arrival, Deadline, byte_view, receiving_deadline, sending_deadline
 from ._udp import Dropped
 from .exceptions import unsupported
 
@@ -300,7 +300,7 @@ def _send(sock: socket.socket, share: Share, data: bytes, flags: int, to: Destin
     flags = operator.index(flags)
     if flags & (_MORE | int(socket.MSG_OOB)):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    share.endpoint.send(share, data, to, _deadline(sock, flags))
+    share.endpoint.send(share, data, to, _at_once(sock, flags) or sending_deadline(sock, share.transport))
     return len(data)
 
 
@@ -332,7 +332,8 @@ def _taken_into(
 
 
 def _receive(sock: socket.socket, share: Share, flags: int, *, control: int = 0) -> Arrival:
-    return share.endpoint.receive(share, _deadline(sock, flags), peek=bool(flags & _PEEK), control=control)
+    deadline = _at_once(sock, flags) or receiving_deadline(sock, share.transport)
+    return share.endpoint.receive(share, deadline, peek=bool(flags & _PEEK), control=control)
 
 
 def _flags_out(arrival: Arrival, flags: int, received: int) -> int:
@@ -340,10 +341,9 @@ def _flags_out(arrival: Arrival, flags: int, received: int) -> int:
     return arrival.flags | truncated | (flags & _CMSG_CLOEXEC)
 
 
-def _deadline(sock: socket.socket, flags: int) -> Deadline:
-    timeout = _Plain.gettimeout(sock)
+def _at_once(sock: socket.socket, flags: int) -> Deadline | None:
     # A socket with a timeout waits before it calls the kernel: MSG_DONTWAIT changes nothing then (socketmodule.c).
-    return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
+    return Deadline(0) if flags & _DONTWAIT and _Plain.gettimeout(sock) is None else None
 
 
 def _is_connected(share: Share) -> bool:

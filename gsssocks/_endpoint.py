@@ -147,7 +147,7 @@ class Endpoint:
             self._contacts.note(to)
         relay = in_family(association.relay, share.transport.family)
         while not share.transport.send(message, relay):
-            if deadline.timeout == 0 or not share.transport.wait_writable(deadline):
+            if not deadline.allows_waiting() or not share.transport.wait_writable(deadline):
                 raise deadline.passed()
 
     def expect_directly(self, sender: tuple[Any, ...], shown: tuple[Any, ...]) -> None:
@@ -202,7 +202,7 @@ class Endpoint:
         for association in associations:
             self._check_alive(association)
         controls = [fd for fd in (association.control for association in associations) if fd >= 0]
-        if deadline.timeout == 0 or not share.transport.wait_for_any(controls, deadline):
+        if not deadline.allows_waiting() or not share.transport.wait_for_any(controls, deadline):
             raise deadline.passed()
 
     def _accepted(self, share: Share, arrived: Arrival) -> Arrival | None:

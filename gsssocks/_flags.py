@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from . import _arguments, _originals
-from ._transport import Deadline
+from ._transport import Deadline, receiving_deadline, sending_deadline
 
 if TYPE_CHECKING:
     from ._stream import ProtectedStream
@@ -22,6 +22,7 @@ __all__ = ["receive_with_flags", "sending"]
 _PEEK = int(socket.MSG_PEEK)
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _FASTOPEN = int(getattr(socket, "MSG_FASTOPEN", 0))
+_NOW = Deadline(0)
 _ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
 
 
@@ -35,11 +36,14 @@ def sending(
             raise OSError(errno.EOPNOTSUPP, "SOCKS cannot carry urgent data")
         if flags & _FASTOPEN:
             raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+    transport = attachment.transport
     if attachment.tls:
         # ssl.SSLSocket falls through to its base class once shutdown() has dropped the TLS object: that would be
         # plaintext.
         raise BrokenPipeError(errno.EPIPE, "TLS has ended on this socket without unwrap(); nothing more can be sent")
-    return attachment.transport, view, _deadline(sock, flags)
+    if flags and _at_once(sock, flags):
+        return transport, view, _NOW
+    return transport, view, sending_deadline(sock, transport)
 
 
 def receive_with_flags(sock: socket.socket, attachment: Attachment, size: int, flags: int) -> bytes:
@@ -49,23 +53,24 @@ def receive_with_flags(sock: socket.socket, attachment: Attachment, size: int, f
         return _receive_urgent(sock, attachment, size)
     if flags & _ERRQUEUE:
         return _originals.SocketType.recv(sock, size, flags)  # not of the stream: the kernel's own notes
-    stream, transport, deadline = attachment.tunnel.stream, attachment.transport, _deadline(sock, flags)
-    if flags & socket.MSG_WAITALL and not flags & _PEEK:
+    stream, transport = attachment.tunnel.stream, attachment.transport
+    deadline = _NOW if _at_once(sock, flags) else receiving_deadline(sock, transport)
+    whole, peek = bool(flags & socket.MSG_WAITALL), bool(flags & _PEEK)
+    if whole and not peek:
         return _receive_all(stream, transport, size, deadline)
-    return stream.receive(transport, size, deadline, peek=bool(flags & _PEEK))
+    return stream.receive(transport, size, deadline, peek=peek, whole=whole and deadline.timeout is None)
 
 
-def _deadline(sock: socket.socket, flags: int) -> Deadline:
-    timeout = sock.gettimeout()
+def _at_once(sock: socket.socket, flags: int) -> bool:
     # A socket with a timeout waits before it calls the kernel: MSG_DONTWAIT changes nothing then (socketmodule.c).
-    return Deadline(0 if flags & _DONTWAIT and timeout is None else timeout)
+    return bool(flags & _DONTWAIT) and _originals.SocketType.gettimeout(sock) is None
 
 
 def _receive_urgent(sock: socket.socket, attachment: Attachment, size: int) -> bytes:
     """There is no urgent data, and never will be; a socket with a timeout waits before it says so (socketmodule.c)."""
     if not size:
         return b""
-    deadline = Deadline(sock.gettimeout())
+    deadline = Deadline(_originals.SocketType.gettimeout(sock))
     if deadline.timeout and not attachment.transport.is_broken():
         try:
             attachment.tunnel.stream.receive(attachment.transport, 1, deadline, peek=True)
@@ -82,7 +87,7 @@ def _receive_all(stream: ProtectedStream, transport: Transport, size: int, deadl
     A socket with a timeout does not wait for more than the first ones (socketmodule.c).
     """
     octets = bytearray(stream.receive(transport, size, deadline))
-    rest = Deadline(None if deadline.timeout is None else 0)
+    rest = deadline if deadline.timeout is None else _NOW
     while octets and len(octets) < size and not transport.is_broken():
         try:
             part = stream.receive(transport, size - len(octets), rest)

@@ -18,10 +18,14 @@ import struct
 import threading
 import weakref
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from . import _descriptor, _originals
-from ._stream import LINGER, ProtectedStream
+from ._lingering import LINGER
 from ._transport import Deadline, Transport
+
+if TYPE_CHECKING:
+    from ._stream import ProtectedStream
 
 __all__ = ["relay"]
 

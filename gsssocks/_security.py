@@ -6,12 +6,13 @@ and `unwrap`. One `wrap` and one `unwrap` may run at the same time; two of a kin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MECHANISMS", "Granted", "SecurityContext", "Unwrapped"]
+__all__ = ["MECHANISMS", "Arrived", "Granted", "Sealed", "SecurityContext", "Unwrapped"]
 
 
 MECHANISMS: Mapping[str, str] = {
@@ -39,6 +40,12 @@ class Unwrapped(NamedTuple):
     data: bytes
     confidential: bool
     """conf_state: whether the message was encrypted. False means integrity alone."""
+
+
+Sealed = list[tuple[tuple[bytes, bool], bool]]
+"""Tokens, each with whether it is encrypted, and whether it was to be."""
+Arrived = deque[tuple[tuple[Any, ...], int]]
+"""What was in tokens: the data, whether it was encrypted, and what else the mechanism says; each with a note."""
 
 
 class SecurityContext(Protocol):
@@ -92,6 +99,16 @@ class SecurityContext(Protocol):
         Raises:
             ProtectionError: damaged, repeated, out of sequence, or not from the peer.
         """
+
+    # On a stream, a token counts: to forget one that was made or taken would end it. So there what has been done is
+    # noted in the same step, between which and the next a signal handler may raise whatever it likes.
+
+    def wrap_onto(self, sealed: Sealed, data: bytes, *, confidential: bool) -> None:
+        """As `wrap`, and appends the token to `sealed`, in one step. Whether it is encrypted is for the caller to
+        judge."""
+
+    def unwrap_onto(self, arrived: Arrived, token: bytes, note: int) -> None:
+        """As `unwrap`, and appends the outcome to `arrived`, with `note`, in one step."""
 
     def unwrap_datagram(self, token: bytes) -> Unwrapped | None:
         """As `unwrap`, in a context without sequence detection, where messages may be lost, repeated or overtaken: None

@@ -15,7 +15,8 @@
     makefile                                       kernel's: it is Python, and calls recv_into and send
     close _decref_socketios __enter__ __exit__     kernel's: it is Python, and calls _real_close
     settimeout gettimeout setblocking getblocking  kernel: `_stream` goes by it
-    setsockopt ioctl share                         kernel: it is a real TCP socket
+    setsockopt                                     as a plain socket's; SO_RCVLOWAT is no concern of the kernel's
+    ioctl share                                    kernel: it is a real TCP socket
     family type proto timeout _io_refs _closed     kernel
     get_inheritable set_inheritable                kernel
     __getstate__                                   kernel's: refuses to be pickled
@@ -28,6 +29,7 @@ import errno
 import operator
 import os
 import socket
+import struct
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -53,7 +55,7 @@ from ._switching import (
     relayed,
     switch,
 )
-from ._transport import Deadline, Transport, byte_view
+from ._transport import Transport, byte_view, receiving_deadline
 from ._tunnel import (
     Attachment,
     Beside,
@@ -62,6 +64,7 @@ from ._tunnel import (
     attach,
     attachments,
     detach,
+    keep_low_water,
     share_descriptor,
 )
 from .exceptions import ProxyConnectionError, unsupported
@@ -92,6 +95,7 @@ _CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _MORE = int(getattr(socket, "MSG_MORE", 0))
 _FASTOPEN = int(getattr(socket, "MSG_FASTOPEN", 0))
 _ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
+_RCVLOWAT: int | None = getattr(socket, "SO_RCVLOWAT", None)
 _ACCEPTCONN: int | None = getattr(socket, "SO_ACCEPTCONN", None)
 
 
@@ -294,7 +298,8 @@ class GSSSocket(_originals.socket):
         wanted = _arguments.size(self.family, "recv", bufsize, flags)
         if flags:
             return receive_with_flags(self, attachment, wanted, flags)
-        return attachment.tunnel.stream.receive(attachment.transport, wanted, Deadline(self.gettimeout()))
+        transport = attachment.transport
+        return attachment.tunnel.stream.receive(transport, wanted, receiving_deadline(self, transport))
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         attachment = attachments.get(id(self))
@@ -302,8 +307,8 @@ class GSSSocket(_originals.socket):
             return super().recv_into(buffer, nbytes, flags)
         with _arguments.room(self.family, "recv_into", buffer, nbytes, flags) as target:
             if not flags:
-                stream = attachment.tunnel.stream
-                return stream.receive_into(attachment.transport, target, Deadline(self.gettimeout()))
+                stream, transport = attachment.tunnel.stream, attachment.transport
+                return stream.receive_into(transport, target, receiving_deadline(self, transport))
             octets = receive_with_flags(self, attachment, len(target), flags)
             target[: len(octets)] = octets
             return len(octets)
@@ -354,17 +359,21 @@ class GSSSocket(_originals.socket):
         attachment.tunnel.stream.shut_down(attachment.transport, how)
 
     def _real_close(self) -> None:
-        attachment = attachments.pop(id(self), None)
-        if attachment is not None:
-            attachment.tunnel.stream.let_go(attachment.transport)
-        relayed.pop(self, None)
-        super()._real_close()  # type: ignore[misc]
+        attachment = attachments.get(id(self))
+        try:
+            if attachment is not None and not attachment.tunnel.stream.let_go(attachment.transport):
+                super().detach()
+        finally:
+            relayed.pop(self, None)
+            # Closed in any case, and before the tunnel is forgotten: nothing may be sent past it.
+            super()._real_close()  # type: ignore[misc]
+            attachments.pop(id(self), None)
 
     def __del__(self) -> None:
         # The C finalizer closes the descriptor, with a warning; what is in line must have left before.
         attachment = attachments.pop(id(self), None)
-        if attachment is not None:
-            attachment.tunnel.stream.let_go(attachment.transport)
+        if attachment is not None and not attachment.tunnel.stream.let_go(attachment.transport):
+            super().detach()
         super().__del__()  # type: ignore[misc]
 
     def detach(self) -> int:
@@ -457,9 +466,20 @@ class GSSSocket(_originals.socket):
         return in_family(name if tunnel.local else (tunnel.bound.host, tunnel.bound.port), self.family)
 
     def getsockopt(self, level: int, option: int, /, *buflen: int) -> Any:
-        if option == _ACCEPTCONN and level == socket.SOL_SOCKET and _bind.listener_of(self) is not None:
-            return 1
+        if level == socket.SOL_SOCKET:
+            if option == _ACCEPTCONN and _bind.listener_of(self) is not None:
+                return 1
+            tunnel = _tunnel_of(self) if option == _RCVLOWAT else None
+            if tunnel is not None and tunnel.low_water is not None:
+                return struct.pack("i", tunnel.low_water)[: buflen[0]] if any(buflen) else tunnel.low_water
         return super().getsockopt(level, option, *buflen)
+
+    def setsockopt(self, level: int, option: int, value: Any, *optlen: int) -> None:
+        super().setsockopt(level, option, value, *optlen)
+        attachment = attachments.get(id(self)) if option == _RCVLOWAT and level == socket.SOL_SOCKET else None
+        if attachment is not None:
+            attachment.tunnel.low_water = None
+            keep_low_water(attachment.tunnel, attachment.transport)
 
 
 _chosen_proxies: Beside[Proxy] = Beside()

@@ -11,6 +11,7 @@ import math
 import os
 import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
 
     from ._protocol import Octets
 
-__all__ = ["Arrival", "DatagramTransport", "Deadline", "Transport", "byte_view", "call_within", "would_block"]
+__all__ = [
+    "HUNG_UP",
+    "Arrival",
+    "DatagramTransport",
+    "Deadline",
+    "Transport",
+    "byte_view",
+    "call_within",
+    "receiving_deadline",
+    "sending_deadline",
+    "would_block",
+]
 
 T = TypeVar("T")
 
@@ -35,6 +47,10 @@ _PEEK = _DONTWAIT | int(socket.MSG_PEEK)
 # What has been looked at need not be copied once more to be taken: on Linux, MSG_TRUNC throws octets of a TCP stream
 # away (tcp(7)). Elsewhere it means something else.
 _TAKE = _DONTWAIT | (int(socket.MSG_TRUNC) if sys.platform == "linux" else 0)
+
+
+_NOWHERE = memoryview(bytearray(66 * 1024))
+"""Where octets go that are taken off the kernel's hands and needed no more: what it holds is nobody's business."""
 
 
 def byte_view(data: Any) -> memoryview:
@@ -53,6 +69,8 @@ def would_block() -> BlockingIOError:
     return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
+HUNG_UP = sum(getattr(select, name, 0) for name in ("EPOLLRDHUP", "EPOLLHUP", "EPOLLERR"))
+"""Events that say that nothing more will come."""
 MAX_TRIES = 16
 """Looks into the kernel by a call that may not wait, while octets keep coming that are no data."""
 
@@ -74,6 +92,10 @@ class Deadline:
         """Seconds left, never negative; None where there is no end."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
+    def allows_waiting(self) -> bool:
+        """To be asked before any wait: False for a call that must not wait at all."""
+        return self.timeout != 0
+
     def share(self, parts: int) -> Deadline:
         """An earlier moment: the first of `parts` equal parts of what is left."""
         remaining = self.remaining()
@@ -86,19 +108,21 @@ class Deadline:
             return False
         return tries >= MAX_TRIES if self.timeout == 0 else tries > 1 and time.monotonic() >= self._end
 
+    def begin_again(self) -> None:
+        """A part of the call is done. Where the kernel keeps the time, that begins anew with each part."""
+
     def passed(self) -> OSError:
         """The error of a plain socket for a wait that ended."""
         return would_block() if self.timeout == 0 else socket.timeout("timed out")
 
-    def acquire(self, lock: threading.Lock) -> None:
+    def acquire(self, lock: threading.Lock | threading.RLock) -> None:
         """Takes `lock`, waiting for it as long as this call may wait for anything."""
-        if lock.acquire(blocking=False):
+        if lock.acquire(False):
             return
-        remaining = self.remaining()
-        if self.timeout == 0 or not lock.acquire(timeout=-1 if remaining is None else remaining):
+        if not self.allows_waiting() or not lock.acquire(timeout=_seconds_for_lock(self)):
             raise self.passed()
 
-    def holding(self, lock: threading.Lock) -> _Held:
+    def holding(self, lock: threading.Lock | threading.RLock) -> _Held:
         """For a with statement that takes `lock` as `acquire` does."""
         return _Held(lock, self)
 
@@ -107,7 +131,7 @@ class _Held:
     # Not contextlib's: a generator would take as long as the system call it is around.
     __slots__ = ("_deadline", "_lock")
 
-    def __init__(self, lock: threading.Lock, deadline: Deadline) -> None:
+    def __init__(self, lock: threading.Lock | threading.RLock, deadline: Deadline) -> None:
         self._lock = lock
         self._deadline = deadline
 
@@ -118,6 +142,67 @@ class _Held:
         self._lock.release()
 
 
+def _seconds_for_lock(deadline: Deadline) -> float:
+    remaining = deadline.remaining()
+    return -1 if remaining is None else min(remaining, threading.TIMEOUT_MAX)
+
+
+class KernelDeadline(Deadline):
+    """That of a call on a socket object without a timeout: the kernel decides, by the descriptor's O_NONBLOCK, which
+    another object or process may have set, and by SO_RCVTIMEO or SO_SNDTIMEO. Nobody asks before the call has to wait.
+
+    Args:
+        transport: the kernel's side of the socket.
+        option: SO_RCVTIMEO or SO_SNDTIMEO.
+    """
+
+    __slots__ = ("_option", "_transport")
+
+    def __init__(self, transport: _Kernel, option: int) -> None:
+        self.timeout = None
+        self._end = None
+        self._transport: _Kernel | None = transport
+        self._option = option
+
+    def allows_waiting(self) -> bool:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self.timeout = transport.kernel_timeout(self._option) if os.get_blocking(transport.fd) else 0
+            self.begin_again()
+        return self.timeout != 0
+
+    def begin_again(self) -> None:
+        if self.timeout is not None:
+            self._end = time.monotonic() + self.timeout
+
+    def passed(self) -> OSError:
+        return would_block()
+
+
+_SNDTIMEO = int(getattr(socket, "SO_SNDTIMEO", 0))
+_RCVTIMEO = int(getattr(socket, "SO_RCVTIMEO", 0))
+
+
+# A subclass may have a method of that name.
+_gettimeout = _originals.SocketType.gettimeout
+
+
+def receiving_deadline(sock: socket.socket, transport: _Kernel) -> Deadline:
+    """When a call that receives on `sock` must end."""
+    timeout = _gettimeout(sock)
+    return KernelDeadline(transport, _RCVTIMEO) if timeout is None else Deadline(timeout)
+
+
+def sending_deadline(sock: socket.socket, transport: _Kernel) -> Deadline:
+    """When a call that sends on `sock` must end."""
+    timeout = _gettimeout(sock)
+    return KernelDeadline(transport, _SNDTIMEO) if timeout is None else Deadline(timeout)
+
+
+_TIMEVAL = struct.Struct("ll")
+"""struct timeval."""
+_LINGER = struct.Struct("ii")
+"""struct linger."""
 LONGEST = 65_535
 """Octets that no datagram exceeds."""
 
@@ -172,6 +257,15 @@ class _Kernel:
         """Whether it can send to IPv4 addresses."""
         return self.family == socket.AF_INET or not self._kernel.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
+    def kernel_timeout(self, option: int) -> float | None:
+        """Seconds for which the kernel would wait, by SO_RCVTIMEO or SO_SNDTIMEO; None without a limit."""
+        try:
+            value = self._kernel.getsockopt(socket.SOL_SOCKET, option, _TIMEVAL.size)
+            seconds, microseconds = _TIMEVAL.unpack(value)
+        except (OSError, struct.error):
+            return None  # this platform has no such option, or keeps it otherwise
+        return (float(seconds) + microseconds / 1_000_000) or None
+
     def wait_readable(self, deadline: Deadline) -> bool:
         """Waits for octets, the end, or an error; False if the time ran out first."""
         return _wait(self.fd, deadline.remaining(), reading=True)
@@ -220,6 +314,24 @@ class Transport(_Kernel):
         except BlockingIOError:
             return 0
 
+    # The same for a stream that must never lose count: how far it went is noted in the same step, within the
+    # interpreter's own C code. Between a call and what is done with its result a signal handler may raise.
+
+    def take_noting(self, count: int, taken: list[int]) -> None:
+        """Takes octets that `peek` has shown, `count` at most; appends to `taken` how many, nothing if none was
+        there."""
+        try:
+            taken += map(self._kernel.recv_into, (_NOWHERE[:count],), (0,), (_TAKE,))
+        except BlockingIOError:
+            return
+
+    def send_noting(self, octets: Octets, sent: list[int], *, more: bool = False) -> None:
+        """As `send`; appends to `sent` how many octets, nothing if none."""
+        try:
+            sent += map(self._kernel.send, (octets,), (_SEND | _MORE if more else _SEND,))
+        except BlockingIOError:
+            return
+
     def connect(self, address: tuple[object, ...], deadline: Deadline) -> None:
         """Connects; leaves the descriptor in non-blocking mode, since connect(2) knows no MSG_DONTWAIT."""
         os.set_blocking(self.fd, False)
@@ -233,6 +345,30 @@ class Transport(_Kernel):
                 self._kernel.connect_ex(address)
         if code:
             raise OSError(code, os.strerror(code))
+
+    def watch(self) -> select.epoll | None:
+        """What wakes at each arrival, also while octets are there; the first time at once. None where there is no such
+        thing."""
+        if not hasattr(select, "epoll"):
+            return None
+        watch = select.epoll()
+        watch.register(self.fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        return watch
+
+    def take_low_water(self) -> int | None:
+        """SO_RCVLOWAT, if it is more than one octet; which is what it is then."""
+        mark = self._kernel.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+        if mark <= 1:
+            return None
+        self._kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        return mark
+
+    @property
+    def resets_on_close(self) -> bool:
+        """Whether close(2) throws away what is to be sent: SO_LINGER, with no time."""
+        value = self._kernel.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size)
+        on, seconds = _LINGER.unpack(value)
+        return bool(on) and not seconds
 
     def is_broken(self) -> bool:
         """Whether an error waits to be told. It stays there."""
@@ -309,6 +445,8 @@ class DatagramTransport(_Kernel):
 
 if hasattr(select, "poll"):
     _poll, _IN, _OUT = select.poll, select.POLLIN, select.POLLOUT
+    _LONGEST_POLL = 2**31 - 1
+    """Milliseconds: poll(2) is told them as an int."""
 
     def _wait(
         fd: int, seconds: float | None, *, reading: bool = False, writing: bool = False, others: Iterable[int] = ()
@@ -319,8 +457,15 @@ if hasattr(select, "poll"):
         for other in others:
             poll.register(other, _IN)
         poll.register(fd, (_IN if reading else 0) | (_OUT if writing else 0))
+        if seconds is None:
+            return bool(poll.poll())
         # Rounded up: a wait that ends a fraction of a millisecond early would be repeated without waiting.
-        return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
+        milliseconds = math.ceil(seconds * 1000)
+        while milliseconds > _LONGEST_POLL:
+            if poll.poll(_LONGEST_POLL):
+                return True
+            milliseconds -= _LONGEST_POLL
+        return bool(poll.poll(milliseconds))
 
     def _has_error(fd: int) -> bool:
         poll = _poll()
@@ -363,9 +508,11 @@ def call_within(deadline: Deadline, function: Callable[[], T]) -> T:
         finally:
             finished.release()
 
-    _originals.Thread(target=run, name="gsssocks-wait", daemon=True).start()
-    remaining = deadline.remaining()
-    if not finished.acquire(timeout=-1 if remaining is None else remaining):
+    try:
+        _originals.Thread(target=run, name="gsssocks-wait", daemon=True).start()
+    except RuntimeError:
+        return function()  # the interpreter is ending already, and starts no more threads
+    if not finished.acquire(timeout=_seconds_for_lock(deadline)):
         raise socket.timeout("timed out")
     return outcome[0]()
 

@@ -35,6 +35,7 @@ __all__ = [
     "attachments",
     "claim",
     "detach",
+    "keep_low_water",
     "remember",
     "share_descriptor",
     "tunnel_under",
@@ -93,6 +94,8 @@ class Tunnel:
         method: the authentication method that the proxy has chosen.
         context: the security context, once it is established; None where there is none.
         stream: the pump.
+        low_water: SO_RCVLOWAT, as the application has set it; None if it has not. The kernel must not go by it: it
+            counts octets of messages, of which one stands for all plaintext that waits.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Tunnel:
         self.context: SecurityContext | None = None
         self.stream = ProtectedStream()
         self.local: tuple[Any, ...] | None = None
+        self.low_water: int | None = None
         self._connecting_thread: int | None = threading.get_ident()
         self._settled = threading.Event()
 
@@ -220,6 +224,14 @@ def attachment_of(sock: socket.socket) -> Attachment | None:
 def attach(sock: socket.socket, tunnel: Tunnel, transport: Transport) -> None:
     """Gives a socket object its share in a tunnel."""
     attachments[id(sock)] = Attachment(sock, tunnel, transport)
+    keep_low_water(tunnel, transport)
+
+
+def keep_low_water(tunnel: Tunnel, transport: Transport) -> None:
+    """To be called when the application may have set SO_RCVLOWAT."""
+    asked = transport.take_low_water()
+    if asked is not None:
+        tunnel.low_water = asked
 
 
 def claim(sock: socket.socket, tunnel: Tunnel, transport: Transport) -> None:

@@ -113,8 +113,9 @@ class Association:
         try:
             if sys.is_finalizing():
                 return finish()
-            # Not a daemon: the interpreter's end must not cut off what the application has handed over.
-            _originals.Thread(target=finish, name="gsssocks-linger").start()
+            # Not a daemon, whatever thread this is: the interpreter's end must not cut off what the application has
+            # handed over.
+            _originals.Thread(target=finish, name="gsssocks-linger", daemon=False).start()
         except RuntimeError:
             finish()  # the interpreter is ending already, and starts no more threads
 

@@ -190,3 +190,8 @@ def unsupported(what: str, remedy: str) -> ProxyError:
 def truncated(message: str) -> ProtocolError:
     """The error for a stream that ended inside a message; also a `ConnectionResetError`."""
     return TruncatedError(errno.ECONNRESET, message)
+
+
+def not_encrypted() -> ProtectionError:
+    """The error for a message that the mechanism did not encrypt although asked to."""
+    return ProtectionError(errno.EPROTO, "the mechanism did not encrypt a message although asked to; nothing was sent")

@@ -35,7 +35,7 @@ FLOORS: dict[str, int] = {
         6: ["_connecting", "_flags", "_raw", "_relay"],
         5: ["_tunnel"],
         4: ["_stream", "_destinations"],
-        3: ["_negotiation", "_arguments"],
+        3: ["_negotiation", "_arguments", "_line", "_lingering"],
         2: ["_record", "_config", "_guards", "_transport"],
         1: ["_gss", "_security", "_protocol", "_descriptor", "_ledger"],
         0: ["exceptions", "_deafness", "_evident", "_first_import", "_libraries", "_log", "_originals", "_references"],

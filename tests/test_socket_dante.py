@@ -379,6 +379,7 @@ class TestDuplicates:
     def test_descriptor_in_a_new_object(self, proxy: Proxy, sock: GSSSocket, kind: type[socket.socket]) -> None:
         with gsssocks.installed(proxy), kind(fileno=os.dup(sock.fileno())) as other:
             assert isinstance(other, GSSSocket)
+            other.settimeout(PATIENCE_SECONDS)  # the descriptor, of a socket with a timeout, does not wait by itself
             assert echoes(other)
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import math
 import time
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Callable, cast
 
 from gssapi import raw
 
 from gsssocks._security import MECHANISMS, Granted, Unwrapped
-from gsssocks.exceptions import AuthenticationError, ProtectionError
+from gsssocks.exceptions import AuthenticationError, ProtectionError, not_encrypted
 
 from ._credential import Source, acquire, imported_name, shown, shown_cache
 from ._errors import EKEYREJECTED, authentication_error, credential_error, expired_error, statuses
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
     import gssapi
     from gssapi.raw.named_tuples import AcceptSecContextResult, InquireContextResult
 
+    from gsssocks._security import Arrived, Sealed
+
 __all__ = ["Acceptor", "Initiator", "ticket_flags"]
 
 _Flag = raw.RequirementFlag
+_wrap: Callable[..., tuple[bytes, bool]] = raw.wrap
+_unwrap: Callable[..., tuple[bytes, bool, int | None]] = raw.unwrap
 
 _DELEGATION_FLAGS = {
     # Only to a proxy that the KDC marks as fit for delegation (ok-as-delegate): RFC 1961 asks for DELEG without
@@ -113,26 +118,38 @@ class _Context:
         return int(raw.wrap_size_limit(self._established(), max_token, confidential, None))
 
     def wrap(self, data: bytes, *, confidential: bool) -> bytes:
-        try:
-            wrapped = raw.wrap(self._established(), data, confidential, None)
-        except raw.GSSError as error:
-            raise ProtectionError(errno.EPROTO, f"cannot protect a message: {statuses(error)}") from error
-        if confidential and not wrapped.encrypted:
-            raise ProtectionError(
-                errno.EPROTO, "the mechanism did not encrypt a message although asked to; nothing was sent"
-            )
-        token: bytes = wrapped.message
+        sealed: Sealed = []
+        self.wrap_onto(sealed, data, confidential=confidential)
+        (token, encrypted), _ = sealed[0]
+        if confidential and not encrypted:
+            raise not_encrypted()
         return token
 
-    def unwrap(self, token: bytes) -> Unwrapped:
+    def wrap_onto(self, sealed: Sealed, data: bytes, *, confidential: bool) -> None:
+        if self._context is None:
+            self._established()
         try:
-            data, confidential, _ = raw.unwrap(self._established(), token)
+            # One step of the interpreter: it calls `wrap`, which is C, and extends the list without looking up.
+            sealed += zip(map(_wrap, (self._context,), (data,), (confidential,), (None,)), (confidential,))
+        except raw.GSSError as error:
+            raise ProtectionError(errno.EPROTO, f"cannot protect a message: {statuses(error)}") from error
+
+    def unwrap(self, token: bytes) -> Unwrapped:
+        arrived: Arrived = deque()
+        self.unwrap_onto(arrived, token, 0)
+        data, confidential, _ = arrived[0][0]
+        return Unwrapped(data, confidential)
+
+    def unwrap_onto(self, arrived: Arrived, token: bytes, note: int) -> None:
+        if self._context is None:
+            self._established()
+        try:
+            arrived += zip(map(_unwrap, (self._context,), (token,)), (note,))
         except raw.GSSError as error:
             # Supplementary statuses (duplicate, old, gap, out of sequence) come here too: all fatal on a stream.
             raise ProtectionError(
                 errno.EPROTO, f"a message was damaged, repeated, lost or forged on the way: {statuses(error)}"
             ) from error
-        return Unwrapped(data, confidential)
 
     def unwrap_datagram(self, token: bytes) -> Unwrapped | None:
         try:

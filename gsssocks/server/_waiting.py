@@ -139,15 +139,31 @@ class CountingTransport(StoppableTransport):
 
     def take(self, view: memoryview) -> int:
         taken = super().take(view)
-        if taken and not self._listening:
+        self._note_received(taken)
+        return taken
+
+    def take_noting(self, count: int, taken: list[int]) -> None:
+        before = len(taken)
+        super().take_noting(count, taken)
+        self._note_received(sum(taken[before:]))
+
+    def _note_received(self, count: int) -> None:
+        if count and not self._listening:
             self._listening = True
             self.flights += 1
-        self.received += taken
-        return taken
+        self.received += count
 
     def send(self, octets: Any, *, more: bool = False) -> int:
         sent = super().send(octets, more=more)
-        if sent:
-            self._listening = False
-        self.sent += sent
+        self._note_sent(sent)
         return sent
+
+    def send_noting(self, octets: Any, sent: list[int], *, more: bool = False) -> None:
+        before = len(sent)
+        super().send_noting(octets, sent, more=more)
+        self._note_sent(sum(sent[before:]))
+
+    def _note_sent(self, count: int) -> None:
+        if count:
+            self._listening = False
+        self.sent += count

@@ -22,6 +22,7 @@ import struct
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Callable, Protocol
 
 from gsssocks import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gsssocks._protocol import ProtectionLevel
+    from gsssocks._security import Arrived, Sealed
 
 __all__ = ["MemoryContext", "Peer", "PlainPeer", "TunnelPeer", "plain_pair", "tunnelled_pair"]
 
@@ -100,9 +102,18 @@ class MemoryContext:
     def wrap(self, data: bytes, *, confidential: bool) -> bytes:
         """The next token."""
         header = _HEADER.pack(confidential, self._sent)
-        self._sent += 1
         sealed = header + (self._masked(header, data, self._initiator) if confidential else data)
-        return sealed + self._tag(sealed, self._initiator)
+        token = sealed + self._tag(sealed, self._initiator)
+        # Last, for a signal handler may raise at any call before.
+        self._sent += 1
+        return token
+
+    def wrap_onto(self, sealed: Sealed, data: bytes, *, confidential: bool) -> None:
+        """The next token, appended to `sealed` in the same step."""
+        sealed += zip(
+            zip(map(partial(self.wrap, confidential=confidential), (data,)), (confidential,)),
+            (confidential,),
+        )
 
     def unwrap(self, token: bytes) -> Unwrapped:
         """The data in the peer's next token.
@@ -115,6 +126,10 @@ class MemoryContext:
             raise ProtectionError(errno.EPROTO, f"message {self._received} was to come, and {number} came")
         self._received += 1
         return unwrapped
+
+    def unwrap_onto(self, arrived: Arrived, token: bytes, note: int) -> None:
+        """The data in the peer's next token, appended to `arrived` in the same step."""
+        arrived += zip(map(self.unwrap, (token,)), (note,))
 
     def unwrap_datagram(self, token: bytes) -> Unwrapped | None:
         """The same in any order; None for a token that has been here before.

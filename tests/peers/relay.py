@@ -62,7 +62,7 @@ class CountingRelay:
                     source = key.fileobj
                     assert isinstance(source, socket.socket)
                     speaker, sink = key.data
-                    octets = source.recv(_PIECE)
+                    octets = _received(source)
                     if octets:
                         said[speaker] += octets
                         if flights[-1:] != [speaker]:
@@ -72,3 +72,10 @@ class CountingRelay:
                         selector.unregister(source)
                         with suppress(OSError):
                             sink.shutdown(socket.SHUT_WR)
+
+
+def _received(source: socket.socket) -> bytes:
+    try:
+        return source.recv(_PIECE)
+    except ConnectionResetError:
+        return b""  # a client that cannot agree with its proxy ends the connection so
