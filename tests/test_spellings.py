@@ -17,12 +17,12 @@ from gsssocks.server import ProxyServer
 from gsssocks.testing import ScriptedProxy
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
+from tests.peers.targets import EchoServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gsssocks.testing import Conversation, Realm
-    from tests.peers.targets import EchoServer
 
 pytestmark = pytest.mark.usefixtures("in_the_realm")
 
@@ -34,6 +34,13 @@ connects = pytest.mark.parametrize("connect", ["connect", "connect_ex"])
 @pytest.fixture(scope="module")
 def proxy(realm: Realm) -> Iterator[ProxyServer]:
     with ProxyServer("localhost", keytab=realm.keytab) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[EchoServer]:
+    """Of its own: a connection that another module's test has made may be accepted late."""
+    with EchoServer() as started:
         yield started
 
 
