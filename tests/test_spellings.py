@@ -83,7 +83,10 @@ class TestAnAddressInAnOldSpelling:
     @pytest.mark.parametrize("host", LOOPBACK)
     def test_is_reached_directly_as_the_address_is(self, host: Any, echo: EchoServer) -> None:
         with gsssocks.installed(NOWHERE), socket.socket() as sock:
+            sock.settimeout(PATIENCE_SECONDS)
             sock.connect((host, echo.address[1]))
+            sock.sendall(b"x")  # so that it has been accepted when the next test counts
+            assert receive_exactly(sock, 1) == b"x"
             assert type(sock) is socket.socket
 
     @connects
