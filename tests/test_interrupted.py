@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from gsssocks.testing import TunnelPeer
 
+pytestmark = pytest.mark.default_python_only
+
 PACKAGE = Path(gsssocks.__file__).parent
 MODULES = {str(PACKAGE / f"{name}.py") for name in ("_stream", "_line", "_record", "_transport", "_flags")}
 """Where what a connection's state is made of changes."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from gsssocks.testing import Realm
 
-pytestmark = pytest.mark.usefixtures("in_the_realm")
+pytestmark = [pytest.mark.default_python_only, pytest.mark.usefixtures("in_the_realm")]
 
 NAME, SIBLING = "wiki.intranet.example", "files.intranet.example"
 """At one address, where the targets are."""

@@ -31,6 +31,8 @@ from tests.peers.targets import octets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.default_python_only
+
 ANYBODY = ("0.0.0.0", 0)
 BIND = 2
 

@@ -12,6 +12,8 @@ from tests.peers.by_hand import ByHand, Target, last_session, received, request_
 if TYPE_CHECKING:
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.default_python_only
+
 LEVELS = {"none": 0, "integrity": 1, "confidentiality": 2, "selective": 3}
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.default_python_only
+
 ALICE = "alice@EXAMPLE.COM"
 WEB = "www.example.com"
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gsssocks.testing import Realm
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.default_python_only
+
 ROOT = Path(__file__).parents[2]
 ANYWHERE = "127.0.0.1:0"
 EVERYTHING = ("--rule", "allow")

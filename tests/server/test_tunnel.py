@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from gsssocks.testing import Realm
 
+pytestmark = pytest.mark.default_python_only
+
 LEVELS = {"integrity": 1, "confidentiality": 2, "selective": 3}
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from gsssocks.server import Session
 
+pytestmark = pytest.mark.default_python_only
+
 ASSOCIATE = b"\x05\x03\x00\x01" + bytes(6)
 
 
