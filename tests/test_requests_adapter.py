@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from tests.peers.dante import Dante
     from tests.peers.targets import HTTPSServer
 
+pytestmark = pytest.mark.default_python_only
+
 ROOT = Path(__file__).parents[1]
 MEBIBYTE = 1 << 20
 SHORT_SECONDS = 0.2
