@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
+pytestmark = pytest.mark.default_python_only
+
 
 @pytest.fixture(autouse=True)
 def _in_the_realm(realm: Realm) -> Iterator[None]:
