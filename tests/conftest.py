@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from gsssocks.testing import Realm, tunnelled_pair
+from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
 from tests.peers.routes import SameAsPlain, tunnelled
 from tests.peers.targets import EchoServer, HTTPSServer
@@ -89,6 +90,14 @@ def echo() -> Iterator[EchoServer]:
     """An echo server on 127.0.0.1, its `address`, and on ::1."""
     with EchoServer() as started:
         yield started
+
+
+@pytest.fixture
+def nobody() -> Iterator[tuple[str, int]]:
+    """An address of 127.0.0.1, with the same port at ::1, at which nobody listens or comes to listen meanwhile."""
+    port = ReservedPort("127.0.0.1", "::1")
+    yield "127.0.0.1", port.number
+    port.release()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 
 from gsssocks import GSSSocket, ProtectionError, Proxy, ProxyError
-from gsssocks.testing._loopback import ReservedPort
 from tests.peers.binding import SOON, accepted, await_refusal, exchange, handshake, listening, peer_of, readable
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
@@ -143,11 +142,9 @@ class TestConnection:
 
 
 class TestPort:
-    def test_the_port_bound_is_asked_for(self, dante_confidentiality: Dante) -> None:
-        port = ReservedPort("127.0.0.1")
-        port.release()
-        with listening(dante_confidentiality.url(), port.number) as listener:
-            assert listener.getsockname() == ("127.0.0.1", port.number)
+    def test_the_port_bound_is_asked_for(self, dante_confidentiality: Dante, nobody: tuple[str, int]) -> None:
+        with listening(dante_confidentiality.url(), nobody[1]) as listener:
+            assert listener.getsockname() == nobody
             with accepted(listener) as (sock, peer):
                 exchange(sock, peer)
 
@@ -164,10 +161,8 @@ class TestPort:
 
 
 class TestFailure:
-    def test_dead_proxy(self) -> None:
-        port = ReservedPort("127.0.0.1")
-        port.release()
-        with GSSSocket(proxy=Proxy("127.0.0.1", port.number)) as sock:
+    def test_dead_proxy(self, nobody: tuple[str, int]) -> None:
+        with GSSSocket(proxy=Proxy(*nobody)) as sock:
             sock.bind(("127.0.0.1", 0))
             name = sock.getsockname()
             for _ in range(2):

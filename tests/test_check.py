@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from gsssocks._gss import kdc_clock_offset
 from gsssocks.testing import Realm
-from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
 from tests.peers.host import Host
 from tests.peers.microsocks import Microsocks
@@ -214,29 +213,25 @@ class TestASetUpThatWorks:
 
 
 class TestSeveralProxies:
-    def test_one_that_cannot_be_reached_is_told_and_passed_over(self, proxy: Dante, env: Env) -> None:
-        nobody = ReservedPort("127.0.0.1", "::1")
-        proxies = f"socks5h://localhost:{nobody.number},{proxy.url()}"
+    def test_one_that_cannot_be_reached_is_told_and_passed_over(
+        self, proxy: Dante, nobody: tuple[str, int], env: Env
+    ) -> None:
+        proxies = f"socks5h://localhost:{nobody[1]},{proxy.url()}"
         status, found = findings("--proxy", proxies, env=env)
-        nobody.release()
         first, second = (finding for finding in found if finding["step"] == "proxy")
         assert (status, first["ok"], second["ok"]) == (0, False, True)
-        assert first["facts"]["proxy"] == f"localhost:{nobody.number}"
+        assert first["facts"]["proxy"] == f"localhost:{nobody[1]}"
         assert "refused" in first["facts"]["problem"]
         assert second["facts"]["proxy"] == f"localhost:{proxy.port}"
         assert found[-1]["step"] == "target"
 
-    def test_it_is_told_in_the_last_line(self, proxy: Dante, env: Env) -> None:
-        nobody = ReservedPort("127.0.0.1", "::1")
-        done = check("--proxy", f"socks5h://localhost:{nobody.number},{proxy.url()}", env=env)
-        nobody.release()
+    def test_it_is_told_in_the_last_line(self, proxy: Dante, nobody: tuple[str, int], env: Env) -> None:
+        done = check("--proxy", f"socks5h://localhost:{nobody[1]},{proxy.url()}", env=env)
         assert done.stdout.splitlines()[-1] == "It works, but for what failed above."
 
-    def test_none_can_be_reached(self, env: Env) -> None:
-        nobody = ReservedPort("127.0.0.1", "::1")
-        proxies = ",".join(2 * [f"socks5h://localhost:{nobody.number}"])
+    def test_none_can_be_reached(self, nobody: tuple[str, int], env: Env) -> None:
+        proxies = ",".join(2 * [f"socks5h://localhost:{nobody[1]}"])
         status, found = findings("--proxy", proxies, env=env)
-        nobody.release()
         assert status == STATUS["proxy"]
         assert [finding["ok"] for finding in found if finding["step"] == "proxy"] == [False, False]
         assert found[-1]["step"] == "proxy"
@@ -259,11 +254,9 @@ class TestSeveralLevels:
         assert status == STATUS["protection"]
         assert [finding["ok"] for finding in found if finding["step"] == "protection"] == [False, False]
 
-    def test_another_failure_ends_the_examination(self, proxy: Dante, env: Env) -> None:
-        nobody = ReservedPort("127.0.0.1", "::1")
+    def test_another_failure_ends_the_examination(self, proxy: Dante, nobody: tuple[str, int], env: Env) -> None:
         url = proxy.url(protection="confidentiality,integrity")
-        status, found = findings("--proxy", url, f"localhost:{nobody.number}", env=env)
-        nobody.release()
+        status, found = findings("--proxy", url, f"localhost:{nobody[1]}", env=env)
         assert status == STATUS["target"]
         assert [finding["step"] for finding in found if not finding["ok"]] == ["target"]
 
@@ -457,11 +450,9 @@ class TestASetUpThatDoesNot:
         assert facts["asked for"] == "host@localhost"
         assert facts["would work"] == "socks, rcmd"
 
-    def test_proxy(self, env: Env) -> None:
-        nobody = ReservedPort("127.0.0.1", "::1")
-        arguments = ("--proxy", f"socks5h://localhost:{nobody.number}")
+    def test_proxy(self, nobody: tuple[str, int], env: Env) -> None:
+        arguments = ("--proxy", f"socks5h://localhost:{nobody[1]}")
         assert "refused" in problem("proxy", *arguments, env=env)["problem"]
-        nobody.release()
 
     def test_authentication_with_a_key_that_the_proxy_does_not_use(self, proxy: Dante, env: Env) -> None:
         arguments = ("--proxy", proxy.url(service="rcmd"))
@@ -482,13 +473,11 @@ class TestASetUpThatDoesNot:
             facts = problem("protection", *arguments, env=env)
         assert facts["asked for"] == "confidentiality"
 
-    def test_target_refused(self, proxy: Dante, env: Env) -> None:
-        nobody = ReservedPort("127.0.0.1", "::1")
-        arguments = ("--proxy", proxy.url(), f"localhost:{nobody.number}")
+    def test_target_refused(self, proxy: Dante, nobody: tuple[str, int], env: Env) -> None:
+        arguments = ("--proxy", proxy.url(), f"localhost:{nobody[1]}")
         facts = problem("target", *arguments, env=env)
-        assert facts["target"] == f"localhost:{nobody.number}"
+        assert facts["target"] == f"localhost:{nobody[1]}"
         assert "refused" in facts["problem"]
-        nobody.release()
 
     def test_target_whose_certificate_nobody_trusts(self, proxy: Dante, https_server: HTTPSServer, env: Env) -> None:
         del env["SSL_CERT_FILE"]

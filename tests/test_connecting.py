@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -145,10 +145,8 @@ class TestConnectOfASecondThread:
                 assert sock.recv(5) == b"hello"
 
     def test_of_many_threads_that_all_fail_each_is_told_and_the_socket_is_plain(
-        self, dante_confidentiality: Dante
+        self, dante_confidentiality: Dante, nobody: tuple[str, int]
     ) -> None:
-        with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-            address = nobody.getsockname()
         for _ in range(10):
             with gsssocks.installed(dante_confidentiality.url(), no_proxy=[]), socket.socket() as sock:
                 sock.settimeout(PATIENCE_SECONDS)
@@ -156,7 +154,7 @@ class TestConnectOfASecondThread:
 
                 def connect(sock: socket.socket = sock, together: threading.Barrier = together) -> int:
                     together.wait()
-                    return sock.connect_ex(address)
+                    return sock.connect_ex(nobody)
 
                 codes = {call.outcome().value for call in [Call(connect) for _ in range(4)]}
                 assert errno.ECONNREFUSED in codes <= {errno.ECONNREFUSED, errno.EALREADY, errno.EISCONN}
@@ -256,12 +254,10 @@ class TestOptions:
         assert all(old != new for old, new in zip(before, changed))
         return changed
 
-    def test_after_a_failed_connect(self, proxy: Proxy) -> None:
-        with GSSSocket(proxy=proxy) as sock, closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-            address = nobody.getsockname()
-            nobody.close()
+    def test_after_a_failed_connect(self, proxy: Proxy, nobody: tuple[str, int]) -> None:
+        with GSSSocket(proxy=proxy) as sock:
             values = self.set_all(sock)
-            assert sock.connect_ex(address) == errno.ECONNREFUSED
+            assert sock.connect_ex(nobody) == errno.ECONNREFUSED
             assert self.values(sock) == values
 
     def test_where_another_kernel_socket_is_needed(self, proxy: Proxy, echo: EchoServer) -> None:
@@ -282,41 +278,41 @@ class TestOptions:
                 socket.setdefaulttimeout(None)
             assert os.get_blocking(sock.fileno())
 
-    def test_epoll_goes_on_after_a_failed_connect(self, proxy: Proxy, echo: EchoServer) -> None:
-        with GSSSocket(proxy=proxy) as sock, closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-            address = nobody.getsockname()
-            nobody.close()
+    def test_epoll_goes_on_after_a_failed_connect(
+        self, proxy: Proxy, echo: EchoServer, nobody: tuple[str, int]
+    ) -> None:
+        with GSSSocket(proxy=proxy) as sock:
             sock.settimeout(PATIENCE_SECONDS)
             with select.epoll() as waiting:
                 waiting.register(sock, select.EPOLLIN)
-                assert sock.connect_ex(address) == errno.ECONNREFUSED
+                assert sock.connect_ex(nobody) == errno.ECONNREFUSED
                 sock.connect(echo.address)
                 sock.sendall(b"hello")
                 assert waiting.poll(PATIENCE_SECONDS) == [(sock.fileno(), select.EPOLLIN)]
 
-    def test_own_name_is_the_proxys_after_a_failed_connect(self, proxy: Proxy, echo: EchoServer) -> None:
-        with GSSSocket(proxy=proxy) as sock, closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-            address = nobody.getsockname()
-            nobody.close()
-            assert sock.connect_ex(address) == errno.ECONNREFUSED
+    def test_own_name_is_the_proxys_after_a_failed_connect(
+        self, proxy: Proxy, echo: EchoServer, nobody: tuple[str, int]
+    ) -> None:
+        with GSSSocket(proxy=proxy) as sock:
+            assert sock.connect_ex(nobody) == errno.ECONNREFUSED
             sock.connect(echo.address)
             assert sock.getsockname() == sock.get_proxy_sockname()
 
-    def test_bound_address_is_kept_after_a_failed_connect(self, proxy: Proxy, echo: EchoServer) -> None:
-        with GSSSocket(proxy=proxy) as sock, closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-            address = nobody.getsockname()
-            nobody.close()
+    def test_bound_address_is_kept_after_a_failed_connect(
+        self, proxy: Proxy, echo: EchoServer, nobody: tuple[str, int]
+    ) -> None:
+        with GSSSocket(proxy=proxy) as sock:
             sock.bind(("127.0.0.1", 0))
             bound = sock.getsockname()
-            assert sock.connect_ex(address) == errno.ECONNREFUSED
+            assert sock.connect_ex(nobody) == errno.ECONNREFUSED
             assert sock.getsockname() == bound
             sock.connect(echo.address)
             assert sock.getsockname() == bound
 
-    def test_bound_address_is_kept_for_the_next_proxy(self, dante_confidentiality: Dante, echo: EchoServer) -> None:
-        with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-            port = nobody.getsockname()[1]
-        urls = [f"socks5h://localhost:{port}", dante_confidentiality.url()]
+    def test_bound_address_is_kept_for_the_next_proxy(
+        self, dante_confidentiality: Dante, echo: EchoServer, nobody: tuple[str, int]
+    ) -> None:
+        urls = [f"socks5h://localhost:{nobody[1]}", dante_confidentiality.url()]
         with gsssocks.installed(",".join(urls), no_proxy=[]), socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             bound = sock.getsockname()

@@ -14,7 +14,6 @@ import trio
 import gsssocks
 from gsssocks import GSSSocket, Proxy
 from gsssocks.server import ProxyServer
-from gsssocks.testing._loopback import ReservedPort
 from tests.peers.binding import accepted, exchange, handshake, peer_of, server_context
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
@@ -155,12 +154,10 @@ class TestPatched:
         ):
             assert type(listener) is socket.socket
 
-    def test_rule_for_a_port(self, dante_confidentiality: Dante) -> None:
-        port = ReservedPort("127.0.0.1")
-        port.release()
+    def test_rule_for_a_port(self, dante_confidentiality: Dante, nobody: tuple[str, int]) -> None:
         with (
-            gsssocks.installed(dante_confidentiality.url(), bind=True, rules=f"0.0.0.0:{port.number}=direct"),
-            socket.create_server(("", port.number)) as here,
+            gsssocks.installed(dante_confidentiality.url(), bind=True, rules=f"0.0.0.0:{nobody[1]}=direct"),
+            socket.create_server(("", nobody[1])) as here,
             socket.create_server(("", 0)) as there,
         ):
             assert not isinstance(here, GSSSocket)
@@ -185,20 +182,16 @@ class TestPatched:
         with ProxyServer(host="0.0.0.0", port=0, keytab=realm.keytab) as server:
             socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS).close()
 
-    def test_next_proxy_where_the_first_is_dead(self, dante_confidentiality: Dante) -> None:
-        port = ReservedPort("127.0.0.1")
-        port.release()
+    def test_next_proxy_where_the_first_is_dead(self, dante_confidentiality: Dante, nobody: tuple[str, int]) -> None:
         with (
-            gsssocks.installed(f"socks5h://127.0.0.1:{port.number},{dante_confidentiality.url()}", bind=True),
+            gsssocks.installed(f"socks5h://127.0.0.1:{nobody[1]},{dante_confidentiality.url()}", bind=True),
             socket.create_server(("", 0)) as listener,
             accepted(listener) as (sock, peer),
         ):
             exchange(sock, peer)
 
-    def test_failure_leaves_the_socket_as_it_was(self) -> None:
-        port = ReservedPort("127.0.0.1")
-        port.release()
-        with gsssocks.installed(Proxy("127.0.0.1", port.number), bind=True), socket.socket() as sock:
+    def test_failure_leaves_the_socket_as_it_was(self, nobody: tuple[str, int]) -> None:
+        with gsssocks.installed(Proxy(*nobody), bind=True), socket.socket() as sock:
             sock.bind(("", 0))
             name = sock.getsockname()
             with pytest.raises(ConnectionRefusedError, match="proxy"):

@@ -17,7 +17,6 @@ import socks
 
 import gsssocks
 from gsssocks import GSSSocket, Proxy, ReplyError
-from gsssocks.testing._loopback import ReservedPort
 from tests.peers.dante import Dante
 from tests.peers.host import PATIENCE_SECONDS, Host, received_until_end
 from tests.peers.receiving import receive_exactly
@@ -45,14 +44,6 @@ def sock(proxy: Proxy, echo: EchoServer) -> Iterator[GSSSocket]:
     """A connection to an echo server."""
     with gsssocks.create_connection(echo.address, PATIENCE_SECONDS, proxy=proxy) as connected:
         yield connected
-
-
-@pytest.fixture
-def nobody() -> Iterator[tuple[str, int]]:
-    """An address at which nobody listens."""
-    port = ReservedPort("127.0.0.1")
-    yield ("127.0.0.1", port.number)
-    port.release()
 
 
 def echoes(sock: socket.socket, data: bytes = b"ping") -> bool:

@@ -18,13 +18,15 @@ class ReservedPort:
 
     Args:
         addresses: "127.0.0.1", "::1" or both.
+        udp: The UDP port of the same number as well.
 
     Raises:
         OSError: No port is free, or an address is missing on this machine.
     """
 
-    def __init__(self, *addresses: str) -> None:
-        self.number, self._sockets = _reserve(addresses)
+    def __init__(self, *addresses: str, udp: bool = False) -> None:
+        kinds = (_socket.SOCK_STREAM, _socket.SOCK_DGRAM) if udp else (_socket.SOCK_STREAM,)
+        self.number, self._sockets = _reserve([(address, kind) for address in addresses for kind in kinds])
 
     def release(self) -> None:
         """Give the port back."""
@@ -32,13 +34,13 @@ class ReservedPort:
             holder.close()
 
 
-def _reserve(addresses: tuple[str, ...]) -> tuple[int, list[_socket.socket]]:
+def _reserve(places: list[tuple[str, int]]) -> tuple[int, list[_socket.socket]]:
     for _ in range(_ATTEMPTS):
         port = 0
         holders: list[_socket.socket] = []
         try:
-            for address in addresses:
-                holders.append(_hold(address, port))
+            for address, kind in places:
+                holders.append(_hold(address, kind, port))
                 port = holders[0].getsockname()[1]
         except OSError as error:
             for holder in holders:
@@ -47,11 +49,11 @@ def _reserve(addresses: tuple[str, ...]) -> tuple[int, list[_socket.socket]]:
                 raise
         else:
             return port, holders
-    raise OSError(errno.EADDRINUSE, f"no port found that is free on {' and '.join(addresses)}")
+    raise OSError(errno.EADDRINUSE, "no port found that is free at every address asked for")
 
 
-def _hold(address: str, port: int) -> _socket.socket:
-    holder = _socket.socket(_FAMILIES[address], _socket.SOCK_STREAM)
+def _hold(address: str, kind: int, port: int) -> _socket.socket:
+    holder = _socket.socket(_FAMILIES[address], kind)
     try:
         # Bound without the two options, hence alone; only then opened to the server, which sets them before its bind.
         holder.bind((address, port))

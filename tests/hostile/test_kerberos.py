@@ -14,7 +14,6 @@ import pytest
 import gsssocks
 from gsssocks import AuthenticationError, Proxy, ProxyConnectionError
 from gsssocks.testing import Realm, ScriptedProxy
-from gsssocks.testing._loopback import ReservedPort
 from tests.hostile.misdeeds import EKEYREJECTED
 
 if TYPE_CHECKING:
@@ -54,16 +53,14 @@ def proxy() -> Iterator[ScriptedProxy]:
 
 
 @pytest.fixture
-def kdc_at(realm: Realm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def kdc_at(realm: Realm, nobody: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """A TCP port that the configuration names as the realm's KDC, and a user with no ticket for the proxy yet."""
-    port = ReservedPort("127.0.0.1")
     configuration = Path(realm.env["KRB5_CONFIG"]).read_text()
-    moved = configuration.replace(f"127.0.0.1:{realm.port}", f"127.0.0.1:{port.number}")
+    moved = configuration.replace(f"127.0.0.1:{realm.port}", "{}:{}".format(*nobody))
     (tmp_path / "krb5.conf").write_text(moved)
     monkeypatch.setenv("KRB5CCNAME", f"FILE:{realm.kinit(ccache=tmp_path / 'ccache')}")
     monkeypatch.setenv("KRB5_CONFIG", str(tmp_path / "krb5.conf"))
-    yield port.number
-    port.release()
+    return nobody[1]
 
 
 class TestTicket:

@@ -12,12 +12,9 @@ import pytest
 import gsssocks
 from gsssocks import GSSSocket, ProxyConnectionError
 from gsssocks.testing import ScriptedProxy
-from gsssocks.testing._loopback import ReservedPort
 from tests.hostile.misdeeds import before_context, before_level, before_method, before_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gsssocks.testing import Conversation
     from tests.hostile.misdeeds import Script
     from tests.peers.targets import EchoServer
@@ -47,11 +44,9 @@ def silent(after: Script) -> Script:
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
+def proxy_down(nobody: tuple[str, int]) -> str:
     """The URL of a proxy that is down."""
-    port = ReservedPort("127.0.0.1")
-    yield f"socks5h://127.0.0.1:{port.number}"
-    port.release()
+    return "socks5h://{}:{}".format(*nobody)
 
 
 class TestSilentProxy:
@@ -131,14 +126,14 @@ class TestEndlessTalk:
 
 
 class TestUnreachableProxy:
-    def test_proxy_down(self, nobody: str) -> None:
+    def test_proxy_down(self, proxy_down: str) -> None:
         with pytest.raises(ProxyConnectionError, match=r"cannot reach the proxy 127\.0\.0\.1:\d+") as caught:
-            gsssocks.create_connection(TARGET, 20, proxy=nobody)
+            gsssocks.create_connection(TARGET, 20, proxy=proxy_down)
         assert isinstance(caught.value, ConnectionRefusedError)
         assert caught.value.errno == errno.ECONNREFUSED
 
-    def test_proxy_down_leaves_a_fresh_socket(self, nobody: str, echo: EchoServer) -> None:
-        with gsssocks.installed(nobody), socket.socket() as sock:
+    def test_proxy_down_leaves_a_fresh_socket(self, proxy_down: str, echo: EchoServer) -> None:
+        with gsssocks.installed(proxy_down), socket.socket() as sock:
             fd = sock.fileno()
             with pytest.raises(ProxyConnectionError):
                 sock.connect(TARGET)
@@ -147,8 +142,8 @@ class TestUnreachableProxy:
             assert sock.connect_ex(TARGET) == errno.ECONNREFUSED
             assert sock.connect_ex(echo.address) == 0
 
-    def test_patched_create_connection_to_a_proxy_down(self, nobody: str) -> None:
-        with gsssocks.installed(nobody), pytest.raises(ProxyConnectionError) as caught:
+    def test_patched_create_connection_to_a_proxy_down(self, proxy_down: str) -> None:
+        with gsssocks.installed(proxy_down), pytest.raises(ProxyConnectionError) as caught:
             socket.create_connection(("192.0.2.77", 4711), 20)
         assert isinstance(caught.value, ConnectionRefusedError)
 

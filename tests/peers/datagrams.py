@@ -81,7 +81,7 @@ class UDPEcho(_Station):
     def __init__(self) -> None:
         super().__init__()
         self.received: list[tuple[bytes, tuple[Any, ...]]] = []
-        reserved = ReservedPort("127.0.0.1", "::1")
+        reserved = ReservedPort("127.0.0.1", "::1", udp=True)
         self.port = reserved.number
         reserved.release()
         for host in _FAMILIES:

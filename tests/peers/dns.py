@@ -33,7 +33,7 @@ class DNSServer:
 
     def __enter__(self) -> DNSServer:
         self._watchdog = Watchdog("gsssocks-dns-")
-        reserved = ReservedPort("127.0.0.1")
+        reserved = ReservedPort("127.0.0.1", udp=True)
         self.port = reserved.number
         program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         assert program is not None, "dnsmasq is not installed: tests/run installs it"
