@@ -40,14 +40,14 @@ def exchange(pairs: Iterable[tuple[object, object]], without: dict[str, tuple[in
         size = id(namespace), len(namespace)
         if without is not None and without.get(name) == size:
             continue
-        found = [
-            (attribute, instead[id(value)]) for attribute, value in list(namespace.items()) if id(value) in instead
-        ]
-        for attribute, new in found:
-            namespace[attribute] = new
-            exchanged.append(f"{name}.{attribute}")
-        if without is not None and not found:
-            without[name] = size
+        if instead.keys().isdisjoint(map(id, list(namespace.values()))):  # in C, for the most have none
+            if without is not None:
+                without[name] = size
+            continue
+        for attribute, value in list(namespace.items()):
+            if id(value) in instead:
+                namespace[attribute] = instead[id(value)]
+                exchanged.append(f"{name}.{attribute}")
     return exchanged
 
 
