@@ -141,7 +141,10 @@ IMPORTS = all_imports()
 
 def allowed(importer: str, imported: str) -> bool:
     upper, lower = room(importer), room(imported)
-    if upper == lower in ("_protocol", "_config", "_gss", "_negotiation", "server") or (upper, lower) in NEIGHBOURS:
+    if (
+        upper == lower in ("_protocol", "_config", "_gss", "_negotiation", "_stream", "server")
+        or (upper, lower) in NEIGHBOURS
+    ):
         return True
     return lower in FLOORS and FLOORS[upper] > FLOORS[lower]
 
