@@ -32,7 +32,7 @@ from ._destinations import in_family
 from ._log import log
 from ._protocol import Address, Command, ReceiveBuffer, Reply
 from ._stream import ProtectedStream
-from ._transport import Deadline, Transport, would_block
+from ._transport import Deadline, Transport, receiving_deadline, would_block
 from ._tunnel import Beside, Tunnel, attach, attachment_of, attachments, claim, detach, remember
 from .exceptions import ProtocolError, ProxyError, reply_error, truncated
 
@@ -223,12 +223,14 @@ class Listener(Tunnel):
                 of. EINVAL: the connection has been accepted, or there will be none; a socket that does not wait is
                 told that there is none now.
         """
-        deadline = Deadline(sock.gettimeout())
+        attachment = attachment_of(sock)
+        if attachment is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        deadline = receiving_deadline(sock, attachment.transport)
         with deadline.holding(self.stream.accepting):
             asked = self._asked
             self._check_listening(deadline)
-            attachment = attachment_of(sock)
-            if asked is None or attachment is None:
+            if asked is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if self._peer is None:
                 self._peer = self._awaited_peer(asked, sock, attachment.transport, deadline)
@@ -251,7 +253,7 @@ class Listener(Tunnel):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if self._asked is not None:
             return
-        if deadline.timeout == 0:
+        if not deadline.allows_waiting():
             raise would_block()
         raise OSError(
             errno.EINVAL,

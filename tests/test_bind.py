@@ -8,6 +8,7 @@ import hashlib
 import os
 import selectors
 import socket
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -410,6 +411,28 @@ class TestParity:
         for sock in (plain, listener):
             sock.settimeout(None)
         assert failure(call, listener) == failure(call, plain)
+
+    @pytest.mark.parametrize(
+        "prepare",
+        [
+            lambda sock: os.set_blocking(sock.fileno(), False),
+            lambda sock: sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 50_000)),
+        ],
+        ids=["O_NONBLOCK", "SO_RCVTIMEO"],
+    )
+    def test_nobody_to_accept_in_the_kernels_time(
+        self, prepare: Callable[[socket.socket], None], plain: socket.socket, listener: GSSSocket
+    ) -> None:
+        for sock in (plain, listener):
+            sock.settimeout(None)
+            prepare(sock)
+            with pytest.raises(BlockingIOError):
+                sock.accept()
+        with peer_of(listener) as peer:
+            assert readable(listener, PATIENCE_SECONDS)
+            accepted_here, _ = listener.accept()
+            with accepted_here:
+                exchange(accepted_here, peer)
 
     @pytest.mark.parametrize(
         "address", [("127.0.0.1",), ("127.0.0.1", "1"), ("127.0.0.1", 70000), "x", ("192.0.2.1", 0)]
