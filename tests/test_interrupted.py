@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.default_python_only
 
 PACKAGE = Path(gsssocks.__file__).parent
-MODULES = {str(PACKAGE / f"{name}.py") for name in ("_stream", "_line", "_record", "_transport", "_flags")}
+MODULES = {
+    str(path)
+    for name in ("_stream/*.py", "_line.py", "_record.py", "_transport.py", "_flags.py")
+    for path in PACKAGE.glob(name)
+}
 """Where what a connection's state is made of changes."""
 TIGHT = {"buffers": 1, "max_plaintext": 4000}
 MUCH = random.Random(1928).randbytes(20_000)
@@ -287,6 +291,36 @@ class TestHandlerThatUsesTheSocket:
             sock.close()
             reading.join()
             assert reading.data == MUCH or reading.data.replace(b"note", b"", 1) == MUCH
+
+    def test_it_cannot_send_without_end_while_the_call_waits_for_room(self) -> None:
+        sent = 0
+        refused: list[int | None] = []
+
+        def send_without_end(*_: object) -> None:
+            nonlocal sent
+            try:
+                while True:
+                    sock.sendall(bytes(100_000))
+                    sent += 100_000
+            except OSError as error:
+                refused.append(error.errno)
+            finally:
+                reading.start()
+
+        with pair(**TIGHT) as (sock, peer):
+            reading = ReadingToEnd(peer)
+            before = signal.signal(signal.SIGALRM, send_without_end)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                sock.sendall(10 * MUCH)
+            finally:
+                signal.signal(signal.SIGALRM, before)
+            sock.sendall(b"the end")
+            sock.close()
+            reading.join()
+        assert refused == [errno.ENOBUFS]
+        assert 1_000_000 < sent < 1_300_000
+        assert len(reading.data) == 10 * len(MUCH) + sent + len(b"the end")
 
     def test_it_can_send_while_the_call_receives(self) -> None:
         for sock, peer, interruption in at_each_step(lambda sock: sock.sendall(b"note")):

@@ -28,6 +28,9 @@ __all__ = ["Sending"]
 
 SHORT = 4096
 """Octets, at most, of a last message that leaves by the same system call as the full one before it."""
+MAX_INTERJECTED = 1 << 20
+"""Octets kept for an interrupted call, from which on no more are taken: a plain socket's handler would wait here, and
+every signal would add to them while the peer reads nothing."""
 
 
 class Sending(State):
@@ -286,6 +289,12 @@ class Sending(State):
             return 0
         if self._line and not deadline.allows_waiting():
             raise deadline.passed()
+        if sum(map(len, self._interjected)) >= MAX_INTERJECTED:
+            raise OSError(
+                errno.ENOBUFS,
+                "the call interrupted by this one (in a signal handler or a finalizer) has no room to send on the same "
+                "connection, and much has been left to it already: send after it",
+            )
         self._interjected.append(bytes(data))
         return len(data)
 
