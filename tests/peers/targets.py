@@ -57,6 +57,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.accepted += 1
+        request.settimeout(None)  # a test in this process may have a default timeout at this moment
         self._opened(request)
         super().process_request(request, client_address)
 
