@@ -270,7 +270,9 @@ class Listener(Tunnel):
             if listener_of(sock) is not self:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None  # closed meanwhile
             self._end_after_failure(sock)
-            raise error if isinstance(error, ProxyError) else self._ended_early(asked) from error
+            if isinstance(error, ProxyError):
+                raise
+            raise self._ended_early(asked) from error
         if reply.code:
             self._end_after_failure(sock)
             raise reply_error(reply.code, f"whoever connects to {asked.bound}", str(asked.proxy))

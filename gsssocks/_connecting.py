@@ -313,9 +313,12 @@ def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -
         raise proxy_timeout("connecting to the proxy", str(proxy)) from None
     except OSError as error:
         failure = error
-    raise proxy_connection_error(
-        failure or OSError(errno.EHOSTUNREACH, "its name has no address"), str(proxy)
-    ) from failure
+    try:
+        raise proxy_connection_error(
+            failure or OSError(errno.EHOSTUNREACH, "its name has no address"), str(proxy)
+        ) from failure
+    finally:
+        failure = None  # or its traceback would hold this frame, and that the failure
 
 
 def _takes_mapped(transport: Transport) -> bool:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from ._originals import SocketType
 
-__all__ = ["disconnect", "identity", "pair", "put_under", "quieten", "replace"]
+__all__ = ["disconnect", "identity", "pair", "put_under", "quieten", "replace", "reset"]
 
 # What an application may set before it connects. An option that a platform lacks is left out there.
 _OPTIONS: tuple[tuple[str, str], ...] = (
@@ -157,6 +157,21 @@ def _end_connection(fd: int, family: int) -> bool:
         return False
     finally:
         borrowed.detach()
+
+
+def reset(fd: int, family: int) -> None:
+    """Ends a TCP socket's connection by a reset, at once, also for whoever waits on it. On other systems than Linux it
+    may look like an orderly end."""
+    borrowed = _borrowed(fd, family)
+    try:
+        if not _connect_to_nothing(fd):
+            borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            borrowed.shutdown(socket.SHUT_RDWR)
+    finally:
+        borrowed.detach()
+
+
+_AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 
 
 def _connect_to_nothing(fd: int) -> bool:

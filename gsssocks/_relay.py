@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-import struct
 import threading
 import weakref
 from contextlib import suppress
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["relay"]
 
 _PIECE = 64 * 1024
-_RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _FOREVER = Deadline(None)
 
 _running: weakref.WeakSet[_Relay] = weakref.WeakSet()
@@ -111,12 +109,11 @@ class _Relay:
             self._break()
 
     def _break(self) -> None:
-        """Both directions end, and both peers notice: the application by a reset, as of any connection that broke."""
-        with suppress(OSError):
-            self._plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._plain.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):
-            self._tunnelled.shutdown(socket.SHUT_RDWR)
+        """Both directions end, and both peers notice: by a reset, as of any connection that broke. After an orderly end
+        they would take a part for the whole."""
+        for end in (self._plain_end, self._tunnelled):
+            with suppress(OSError):
+                _descriptor.reset(end.fd, end.family)
 
     def drain(self, deadline: Deadline) -> None:
         """Waits until what the application has written is carried over."""

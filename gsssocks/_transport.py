@@ -514,11 +514,15 @@ def call_within(deadline: Deadline, function: Callable[[], T]) -> T:
         return function()  # the interpreter is ending already, and starts no more threads
     if not finished.acquire(timeout=_seconds_for_lock(deadline)):
         raise socket.timeout("timed out")
-    return outcome[0]()
+    return outcome.pop()()
 
 
 def _raiser(error: BaseException) -> Callable[[], NoReturn]:
     def fail() -> NoReturn:
-        raise error
+        nonlocal error
+        try:
+            raise error
+        finally:
+            del error  # or its traceback would hold this frame, and that the error
 
     return fail

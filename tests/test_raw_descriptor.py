@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
     from tests.peers.targets import EchoServer, HTTPSServer
 
 SIZE = 16 << 20
+
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+
+
+def send_a_part_and_reset(connection: socket.socket) -> None:
+    connection.sendall(b"a part")
+    assert connection.recv(100) == b"go on"
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
 
 
 @pytest.fixture
@@ -128,6 +138,32 @@ class TestDetached:
             with socket.socket(fileno=fd) as plain:
                 plain.settimeout(PATIENCE_SECONDS)
                 assert received_until_end(plain) == b"last words"
+
+    def test_reset_by_the_target_is_no_end(self) -> None:
+        with Host(send_a_part_and_reset) as host:
+            fd = socket.create_connection(host.address).detach()
+            with socket.socket(fileno=fd) as plain:
+                plain.settimeout(PATIENCE_SECONDS)
+                plain.sendall(b"go on")
+                with pytest.raises(ConnectionResetError):
+                    received_until_end(plain)
+
+    def test_reset_reaches_the_target(self) -> None:
+        received = threading.Event()
+
+        def receive(connection: socket.socket) -> bytes:
+            assert connection.recv(100) == b"a part"
+            received.set()
+            return connection.recv(100)
+
+        with Host(receive) as host:
+            fd = socket.create_connection(host.address).detach()
+            with socket.socket(fileno=fd) as plain:
+                plain.sendall(b"a part")
+                assert received.wait(PATIENCE_SECONDS)
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            with pytest.raises(ConnectionResetError):
+                host.result()
 
     def test_close_reaches_the_target(self) -> None:
         with Host(received_until_end) as host:

@@ -144,7 +144,9 @@ class _Sources:
         try:
             proxies = tuple(_proxy(one, defaults, options) for one in chosen)
         except (TypeError, ValueError) as error:
-            raise error if source == "argument" else type(error)(f"{source}: {error}") from error
+            if source == "argument":
+                raise
+            raise type(error)(f"{source}: {error}") from error
         for proxy in proxies:
             by_default = proxy.keytab is not None and proxy.keytab == defaults.get("keytab")
             _check_keytab(proxy.keytab, self.said["keytab"] if by_default else source)
@@ -216,7 +218,9 @@ class _Sources:
             _check_demands(found, proxies)
             return found
         except ValueError as error:
-            raise error if source == "argument" else ValueError(f"{source}: {error}") from error
+            if source == "argument":
+                raise
+            raise ValueError(f"{source}: {error}") from error
 
     def _choice(self, name: str, chosen: bool | None, *, default: bool) -> bool:  # noqa: FBT001
         if chosen is not None:

@@ -110,7 +110,11 @@ class ClientNegotiation(Negotiation):
             return truncated(
                 f"the proxy {self._proxy} closed the connection inside a message while we were {self.phase}"
             )
-        return self._ending
+        return self._as_foreseen()
+
+    def _as_foreseen(self) -> ProxyError:
+        # A new one: its traceback will hold the negotiation, which must not hold it.
+        return type(self._ending)(*self._ending.args)
 
     def _converse(self) -> Listening[None]:
         self.method = yield from self._agree_on_method()
@@ -164,15 +168,14 @@ class ClientNegotiation(Negotiation):
         self._to_send += self._user.encode()
         self.phase = "waiting for the proxy to check the password"
         # RFC 1929, section 2: after a failure the server closes; some say nothing before.
-        refusal = AuthenticationError(
+        self._ending = AuthenticationError(
             errno.EACCES,
             f"the proxy {self._proxy} refused the user {self._user.username.decode()!r} or the password: check "
             "username= and password=",
         )
-        self._ending = refusal
         answer = yield from self._listen(UserPasswordStatus)
         if answer.status:
-            raise refusal
+            raise self._as_foreseen()
 
     def _send_context_token(self, token: bytes | None) -> None:
         if token:

@@ -64,13 +64,15 @@ class ProtectedStream(Receiving):
         self._used_up, self._opening, self._taken = 0, 0, []
         try:
             self._converse(transport, negotiation, deadline, peer)
-        except socket.timeout as error:
-            raise error if isinstance(error, ProxyError) else proxy_timeout(negotiation.phase, peer) from None
+        except ProxyError:
+            raise
+        except socket.timeout:
+            raise proxy_timeout(negotiation.phase, peer) from None
         except ConnectionError as error:
             # A peer that closes with octets of ours unread resets the connection: it means the same.
-            raise error if isinstance(error, ProxyError) else negotiation.ended() from error
+            raise negotiation.ended() from error
         except OSError as error:
-            raise error if isinstance(error, ProxyError) else proxy_connection_error(error, peer) from error
+            raise proxy_connection_error(error, peer) from error
 
     def _converse(self, transport: Transport, negotiation: Negotiation, deadline: Deadline, peer: str) -> None:
         start = negotiation.start

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
 import socket
+import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -86,6 +88,31 @@ def test_connect_ex_returns_the_errno(misdeed: Misdeed, echo: EchoServer) -> Non
         assert sock.connect_ex(TARGET) == misdeed.errno
         assert_fresh(sock, fd, echo)
     assert SECRET not in proxy.received
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@every_misdeed
+def test_failure_leaves_nothing_to_the_garbage_collector(misdeed: Misdeed) -> None:
+    """An error that comes to refer to itself keeps the socket, and its descriptor, until the collector comes by."""
+
+    def attempt() -> weakref.ref[socket.socket]:
+        with socket.socket() as sock:
+            sock.settimeout(20)
+            with suppress(ProxyError):
+                sock.connect(TARGET)
+            return weakref.ref(sock)
+
+    with ScriptedProxy(misdeed.script) as proxy, gsssocks.installed(proxy.url()), no_collector():
+        assert attempt()() is None
 
 
 @every_misdeed
