@@ -97,6 +97,10 @@ _FASTOPEN = int(getattr(socket, "MSG_FASTOPEN", 0))
 _ERRQUEUE = int(getattr(socket, "MSG_ERRQUEUE", 0))
 _RCVLOWAT: int | None = getattr(socket, "SO_RCVLOWAT", None)
 _ACCEPTCONN: int | None = getattr(socket, "SO_ACCEPTCONN", None)
+_MAXSEG: int | None = getattr(socket, "TCP_MAXSEG", None)
+_MOST_MAXSEG = 32767
+"""What may be set. On loopback Linux says one more once data has been exchanged: on a plain socket after its connect,
+here within. Libraries set what they have read (py-amqp does)."""
 
 
 class GSSSocket(_originals.socket):
@@ -472,7 +476,10 @@ class GSSSocket(_originals.socket):
             tunnel = _tunnel_of(self) if option == _RCVLOWAT else None
             if tunnel is not None and tunnel.low_water is not None:
                 return struct.pack("i", tunnel.low_water)[: buflen[0]] if any(buflen) else tunnel.low_water
-        return super().getsockopt(level, option, *buflen)
+        value = super().getsockopt(level, option, *buflen)
+        if level == socket.IPPROTO_TCP and option == _MAXSEG and not any(buflen):
+            return min(value, _MOST_MAXSEG)
+        return value
 
     def setsockopt(self, level: int, option: int, value: Any, *optlen: int) -> None:
         super().setsockopt(level, option, value, *optlen)

@@ -158,6 +158,18 @@ class TestLowWaterMark:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 10
 
 
+@pytest.mark.parametrize("option", ["TCP_MAXSEG", "TCP_KEEPIDLE", "TCP_USER_TIMEOUT", "TCP_SYNCNT", "TCP_NODELAY"])
+def test_what_an_option_is_can_be_set(
+    realm: Realm, dante_confidentiality: Dante, echo: EchoServer, option: str
+) -> None:
+    number = getattr(socket, option)
+    with (
+        realm.activate(),
+        gsssocks.create_connection(echo.address, PATIENCE_SECONDS, proxy=dante_confidentiality.url()) as sock,
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, number, sock.getsockopt(socket.IPPROTO_TCP, number))
+
+
 class TestDatagrams:
     @pytest.fixture
     def tunnelled(self, realm: Realm, dante_confidentiality: Dante) -> Iterator[socket.socket]:
