@@ -2,18 +2,20 @@
 all.
 
 `Loop.create_connection` is therefore given a connection that Python has made, in a thread; it is a plain one for
-libuv, by a relay if it is tunnelled. Lookups, which libuv makes by itself as well, are left to `socket`. Datagrams
-cannot be had so: an endpoint that is not for direct ones alone is refused.
+libuv, by a relay. What is reached directly is left to libuv, by its address. Lookups, which libuv makes by itself as
+well, are left to `socket`. Datagrams cannot be had so: an endpoint that is not for direct ones alone is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import socket
-from typing import TYPE_CHECKING, Any, Callable
+import ssl
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from gsssocks._endpoint import share_of
 from gsssocks._guards import wrap
+from gsssocks._originals import Thread
 from gsssocks._routing import current, is_direct
 from gsssocks._switching import use_raw
 from gsssocks.exceptions import unsupported
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = ["cover"]
+
+T = TypeVar("T")
 
 
 def cover(uvloop: ModuleType) -> None:
@@ -70,18 +74,95 @@ async def _connect_then_create(
     local_addr: tuple[str, int] | None = None,
     **options: Any,
 ) -> Any:
-    if sock is None and host is not None and port is not None and current() is not None:
-        connect = functools.partial(socket.create_connection, (host, port), source_address=local_addr)
-        sock = await loop.run_in_executor(None, connect)
-        sock.setblocking(False)
-        if options.get("ssl") and options.get("server_hostname") is None:
-            options["server_hostname"] = host
-    if sock is None:
+    if sock is not None:
+        use_raw(sock)
+        return await create(protocol_factory, host, port, sock=sock, local_addr=local_addr, **options)
+    if host is None or port is None or current() is None:
         return await create(protocol_factory, host, port, local_addr=local_addr, **options)
-    use_raw(sock)
-    for resolved in ("family", "proto", "flags", "happy_eyeballs_delay", "interleave"):
-        options.pop(resolved, None)
-    return await create(protocol_factory, sock=sock, **options)
+    resolved = {name: options.pop(name, 0) for name in ("family", "proto", "flags")}
+    if options.get("ssl") and options.get("server_hostname") is None:
+        options["server_hostname"] = host
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, **resolved)
+    failure: OSError | None = None
+    for info in await _in_a_thread(loop, look_up):
+        try:
+            if is_direct(*info[4][:2]):
+                return await create(protocol_factory, _literal(info[4]), port, local_addr=local_addr, **options)
+            sock = await _in_a_thread(loop, functools.partial(_connected, info, local_addr), socket.socket.close)
+        except ssl.SSLError:
+            raise  # there is a connection
+        except OSError as error:
+            failure = error
+        else:
+            return await _handed_over(create, protocol_factory, sock, options)
+    try:
+        raise failure or OSError("getaddrinfo() returned empty list")
+    finally:
+        failure = None  # or its traceback would hold this frame, and that the failure
+
+
+async def _handed_over(
+    create: Callable[..., Any], protocol_factory: Callable[[], Any], sock: socket.socket, options: dict[str, Any]
+) -> Any:
+    try:
+        use_raw(sock)
+        return await create(protocol_factory, sock=sock, **options)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _literal(address: tuple[Any, ...]) -> str:
+    """The address without its port, so that nothing is looked up any more and the address decided on is the one that is
+    connected to."""
+    host: str = address[0]
+    return f"{host}%{address[3]}" if len(address) == 4 and address[3] else host
+
+
+def _connected(info: tuple[Any, ...], local_addr: tuple[str, int] | None) -> socket.socket:
+    family, kind, protocol, _, address = info
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if local_addr is not None:
+            sock.bind(local_addr)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+async def _in_a_thread(loop: Any, function: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
+    """What a function that waits returns. Its thread is its own: those of the executor are few, and the loop's end
+    waits for each of them, also where nobody wants the result any more.
+
+    Args:
+        discard: what to do with a result that nobody wants any more.
+    """
+    future = loop.create_future()
+
+    def run() -> None:
+        try:
+            value = function()
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is awaited
+            settle: Callable[[], object] = functools.partial(future.set_exception, error)
+            unwanted: Callable[[], object] = _nothing
+        else:
+            settle = functools.partial(future.set_result, value)
+            unwanted = _nothing if discard is None else functools.partial(discard, value)
+        try:
+            loop.call_soon_threadsafe(lambda: unwanted() if future.done() else settle())
+        except RuntimeError:
+            unwanted()  # the loop is closed
+
+    Thread(target=run, name="gsssocks-connect", daemon=True).start()
+    result: T = await future
+    return result
+
+
+def _nothing() -> None:
+    """There is no result to discard."""
 
 
 def _connect_accepted_socket(
