@@ -45,8 +45,9 @@ def wait_for(module: str, *, or_before: Container[str], call: Callable[[], None]
 
     Args:
         module: the name of one that has not been imported yet, and stands in no package.
-        or_before: top-level packages that must not be imported, or half imported, when the function is called: `module`
-            is imported first, when one of them is looked for. The function may import them.
+        or_before: modules, and top-level packages with all that is in them, that must not be imported, or half
+            imported, when the function is called: `module` is imported first, when one of them is looked for. The
+            function may import them.
         call: called once, by the thread that imports `module`.
 
     Raises:
@@ -137,10 +138,13 @@ class _Watch:
         path: Sequence[str] | None = None,  # noqa: ARG002  # the names are part of the protocol
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
-        if self._awaited.begun or not (name == self._awaited.name or name.partition(".")[0] in self._or_before):
+        if self._awaited.begun or not self._is_sought(name):
             return None
         self._awaited.load()
         return _imported_meanwhile(name)
+
+    def _is_sought(self, name: str) -> bool:
+        return name == self._awaited.name or name in self._or_before or name.partition(".")[0] in self._or_before
 
 
 def _imported_meanwhile(name: str) -> ModuleSpec | None:

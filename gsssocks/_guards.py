@@ -16,7 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ._ledger import Ledger, on_import
-from ._libraries import LIBRARIES, STANDARD_LIBRARY
+from ._libraries import LIBRARIES, PROXIES_OF_THE_ENVIRONMENT, STANDARD_LIBRARY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,8 +96,22 @@ def _review(*, wait: bool = True) -> None:
 def _watch() -> None:
     """Notes which of the libraries to cover are imported, and has that noted of the others as soon as they are."""
     for name in [name for name in _wanted() if name not in _watched]:
-        on_import(name, _note_imported)
-        _watched.add(name)
+        if not _is_half_imported(name):
+            on_import(name, _note_imported)
+            _watched.add(name)
+
+
+def _is_half_imported(name: str) -> bool:
+    """Whether a module is one that this thread is importing: there is nothing in it to cover yet, but next time."""
+    module = sys.modules.get(name)
+    if not _is_initializing(module):
+        return False
+    importlib.import_module(name)  # waits for another thread that is importing it
+    return _is_initializing(module)
+
+
+def _is_initializing(module: ModuleType | None) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _note_imported(library: ModuleType) -> None:
@@ -111,9 +125,10 @@ def _note_imported(library: ModuleType) -> None:
 
 def _wanted() -> Mapping[str, str]:
     """The libraries to cover now, and what covers them."""
+    always = {**LIBRARIES, **PROXIES_OF_THE_ENVIRONMENT}
     if _tunnelled:
-        return {**LIBRARIES, **STANDARD_LIBRARY}
-    return LIBRARIES if _installed else {}
+        return {**always, **STANDARD_LIBRARY}
+    return always if _installed else {}
 
 
 def _put_up_or_take_away() -> None:

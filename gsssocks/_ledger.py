@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 from ._references import exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 __all__ = ["Ledger", "Wrapper", "on_import"]
 
@@ -41,7 +41,8 @@ class Ledger:
         self._entries: list[_Entry] = []
         self._covered = 0
         self.references: list[str] = []
-        self._without: dict[str, tuple[int, int]] | None = {} if often else None
+        self._without: dict[frozenset[tuple[int, str]], dict[str, tuple[int, int]]] | None = {} if often else None
+        """By what has been sought, the namespaces that had none of it."""
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -68,13 +69,13 @@ class Ledger:
 
     def cover_references(self) -> None:
         """Has what modules took before stand for what has been wrapped since the last call."""
-        new = self._entries[self._covered :]
+        new = _of_modules(self._entries[self._covered :])
         self._covered = len(self._entries)
-        self.references.extend(exchange(((entry.own, entry.wrapped) for entry in _of_modules(new)), self._without))
+        self.references += exchange([(entry.own, entry.wrapped) for entry in new], self._namespaces_without(new))
 
     def restore(self) -> None:
         """Puts everything back, also in what modules have taken meanwhile."""
-        entries = self._entries[:]
+        entries = _of_modules(self._entries)
         while self._entries:
             owner, name, own, wrapped = self._entries.pop()
             if vars(owner).get(name) is not wrapped:
@@ -83,13 +84,18 @@ class Ledger:
                 delattr(owner, name)
             else:
                 setattr(owner, name, own)
-        exchange(((entry.wrapped, entry.own) for entry in _of_modules(entries)), self._without)
+        exchange([(entry.wrapped, entry.own) for entry in entries], self._namespaces_without(entries))
         self._covered = 0
         self.references.clear()
 
+    def _namespaces_without(self, sought: list[_Entry]) -> dict[str, tuple[int, int]] | None:
+        if self._without is None:
+            return None
+        return self._without.setdefault(frozenset((id(entry.owner), entry.name) for entry in sought), {})
 
-def _of_modules(entries: Iterable[_Entry]) -> Iterator[_Entry]:
-    return (entry for entry in entries if isinstance(entry.owner, ModuleType))
+
+def _of_modules(entries: Iterable[_Entry]) -> list[_Entry]:
+    return [entry for entry in entries if isinstance(entry.owner, ModuleType)]
 
 
 def on_import(module: str, call: Callable[[ModuleType], None]) -> None:

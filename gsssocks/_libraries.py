@@ -5,7 +5,7 @@ They pass by a subclass of it, by unbound calls or the bare descriptor, or conne
 
 from __future__ import annotations
 
-__all__ = ["LIBRARIES", "LIBRARIES_THAT_RESOLVE", "STANDARD_LIBRARY"]
+__all__ = ["LIBRARIES", "LIBRARIES_THAT_RESOLVE", "PROXIES_OF_THE_ENVIRONMENT", "STANDARD_LIBRARY"]
 
 LIBRARIES = {
     "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
@@ -16,6 +16,8 @@ LIBRARIES = {
     "uvloop": "gsssocks.adapters.uvloop",
 }
 """Those of other makers: covered while something is installed, and while there are tunnels."""
+PROXIES_OF_THE_ENVIRONMENT = {"urllib.request": "gsssocks.adapters.urllib"}
+"""What tells programs of the proxies that the environment names: covered likewise. It imports `socket`."""
 STANDARD_LIBRARY = {
     "multiprocessing.reduction": "gsssocks.adapters.multiprocessing",
     "os": "gsssocks.adapters.os",

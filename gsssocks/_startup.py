@@ -13,7 +13,7 @@ from importlib import import_module
 
 from ._evident import evidently_right
 from ._first_import import wait_for
-from ._libraries import LIBRARIES
+from ._libraries import LIBRARIES, PROXIES_OF_THE_ENVIRONMENT
 
 # Not from `typing`, whose import takes as long as the rest of a small program's start; type checkers know the name.
 TYPE_CHECKING = False
@@ -72,7 +72,8 @@ def _may_wait(environ: Mapping[str, str]) -> bool:
 def _not_before() -> set[str]:
     """What must not be imported before the patch is there: `threading`, since another thread might use `socket` while
     it is being made; and what imports one of the two and is imported, or covered, by the patch."""
-    return {"threading", "logging", *_NEEDED, *(library.partition(".")[0] for library in LIBRARIES)}
+    libraries = {library.partition(".")[0] for library in LIBRARIES}
+    return {"threading", "logging", *_NEEDED, *libraries, *PROXIES_OF_THE_ENVIRONMENT}
 
 
 def _is_there(package: str) -> bool:
