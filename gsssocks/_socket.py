@@ -374,11 +374,15 @@ class GSSSocket(_originals.socket):
             attachments.pop(id(self), None)
 
     def __del__(self) -> None:
-        # The C finalizer closes the descriptor, with a warning; what is in line must have left before.
-        attachment = attachments.pop(id(self), None)
-        if attachment is not None and not attachment.tunnel.stream.let_go(attachment.transport):
-            super().detach()
-        super().__del__()  # type: ignore[misc]
+        # The C finalizer closes the descriptor, with a warning that shows both ends' names; what is in line must have
+        # left before.
+        attachment = attachments.get(id(self))
+        try:
+            if attachment is not None and not attachment.tunnel.stream.let_go(attachment.transport):
+                super().detach()
+            super().__del__()  # type: ignore[misc]
+        finally:
+            attachments.pop(id(self), None)
 
     def detach(self) -> int:
         attachment = attachments.get(id(self))

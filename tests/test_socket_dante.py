@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import select
 import socket
 import threading
@@ -138,6 +139,11 @@ class TestEnd:
         ):
             assert received_until_end(sock) == b"bye"
             assert sock.recv(100) == b""
+
+    def test_the_warning_of_one_that_was_not_closed_names_the_target(self, proxy: Proxy, echo: EchoServer) -> None:
+        connected = [gsssocks.create_connection(echo.address, PATIENCE_SECONDS, proxy=proxy)]
+        with pytest.warns(ResourceWarning, match=re.escape(f"raddr={echo.address}")):
+            connected.clear()
 
     def test_close_ends_the_targets_stream(self, proxy: Proxy) -> None:
         with Host(received_until_end) as target:
