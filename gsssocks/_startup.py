@@ -33,6 +33,7 @@ EX_CONFIG = 78
 """Exit status for a set-up that cannot work (sysexits.h)."""
 
 _NEEDED = ("socks", "wrapt")
+_NEEDED_TO_CONNECT = "gssapi"
 
 _started = False
 
@@ -66,7 +67,7 @@ def start() -> None:
 def _may_wait(environ: Mapping[str, str]) -> bool:
     if not sys.modules.keys().isdisjoint(("socket", *_not_before())):
         return False
-    return evidently_right(environ) and all(map(_is_there, _NEEDED))
+    return evidently_right(environ) and all(map(_is_there, (*_NEEDED, _NEEDED_TO_CONNECT)))
 
 
 def _not_before() -> set[str]:
@@ -89,6 +90,9 @@ def _install_or_refuse(environ: Mapping[str, str], asked: str) -> None:
 
 
 def _install(environ: Mapping[str, str]) -> None:
+    if not _is_there(_NEEDED_TO_CONNECT):
+        # Whether it can be loaded would take time to tell: that is for the first connection.
+        raise ModuleNotFoundError(f"No module named {_NEEDED_TO_CONNECT!r}: pip install gssapi")
     _import_wrapt()
     from ._config import Settings
     from ._patch import activate

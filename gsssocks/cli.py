@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ from ._config import Settings
 from ._deafness import deaf
 from ._injection import FOLDER, environment, hook_paths, install_hook, remove_hook
 from ._startup import EX_CONFIG, INJECT
+from .exceptions import AuthenticationError
 from .server._service import serve
 from .server._settings import OPTIONS, ServiceSettings
 
@@ -163,7 +165,8 @@ def _run(options: argparse.Namespace) -> int:
         return _failure("run", f"{ignoring} makes Python ignore the environment: gsssocks cannot get in", EX_CONFIG)
     try:
         Settings.load(environ=child)
-    except (TypeError, ValueError) as error:
+        _load_gssapi()
+    except (TypeError, ValueError, AuthenticationError) as error:
         if not options.warn:
             return _failure("run", str(error), EX_CONFIG)
     sys.stdout.flush()
@@ -171,6 +174,15 @@ def _run(options: argparse.Namespace) -> int:
         os.execvpe(options.program[0], options.program, child)  # noqa: S606  # what the user asked to start
     except OSError as error:
         return _failure("run", f"{options.program[0]}: {error.strerror}", 127)
+
+
+def _load_gssapi() -> None:
+    """Here, since it would take a program that makes no connection too long.
+
+    Raises:
+        AuthenticationError: it cannot be loaded.
+    """
+    importlib.import_module("gsssocks._gss")
 
 
 def _inject(options: argparse.Namespace) -> int:

@@ -188,11 +188,13 @@ class ProxyServer:
         """Begins to listen.
 
         Raises:
-            OSError: it cannot, there.
+            OSError: it cannot, there; `AuthenticationError`, a subclass: the keytab that is named holds no key, or
+                python-gssapi cannot be loaded.
             RuntimeError: it is running already.
         """
         if self._running is not None:
             raise RuntimeError("the proxy is running already")
+        _check_able_to_accept(self._terms.keytab)
         running = _Running(_listeners(self._choices), Places(self._max_clients))
         running.acceptor = _originals.Thread(
             target=self._accept_clients, args=(running,), name="gsssocks-server", daemon=True
@@ -348,6 +350,15 @@ def _listeners(choices: Sequence[ListenerChoice]) -> Sequence[_originals.SocketT
 def _listen(host: str, port: int) -> _originals.SocketType:
     family, _, _, _, address = _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0]
     return listen(family, address)
+
+
+def _check_able_to_accept(keytab: str | None) -> None:
+    # Imported here: a program that only mentions the server owes nobody the price of gssapi.
+    from gsssocks._gss import check_keytab
+
+    # Without a keytab that is named there are other mechanisms than Kerberos, whose clients need none.
+    if keytab is not None:
+        check_keytab(keytab)
 
 
 def _anybody(_principal: str) -> bool:

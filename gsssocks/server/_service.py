@@ -34,7 +34,8 @@ def serve(settings: ServiceSettings) -> None:
     """Runs a proxy until a signal comes. Only for the main thread of a program of its own.
 
     Raises:
-        ValueError: the keytab holds no key, or the sockets that systemd passes are not what is needed.
+        ValueError: python-gssapi cannot be loaded, the keytab holds no key, or the sockets that systemd passes are not
+            what is needed.
         OSError: it cannot listen there.
     """
     _begin_logging(settings.log_level)
@@ -58,8 +59,10 @@ def serve(settings: ServiceSettings) -> None:
 
 
 def _check_keytab(keytab: str | None) -> None:
-    from gsssocks._gss import check_keytab
-
+    try:
+        from gsssocks._gss import check_keytab
+    except AuthenticationError as error:
+        raise ValueError(error.strerror) from error
     try:
         check_keytab(keytab)
     except AuthenticationError as error:
