@@ -7,12 +7,14 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from . import _originals
-from ._config import Proxy
+from ._config import chosen_proxies
 from ._socket import GSSSocket
 from .exceptions import ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ._config import Proxy, ProxyChoice
 
 __all__ = ["create_connection"]
 
@@ -24,7 +26,7 @@ def create_connection(
     timeout: float | None = _DEFAULT_TIMEOUT,
     source_address: tuple[str, int] | None = None,
     *,
-    proxy: Proxy | str | None = None,
+    proxy: ProxyChoice = None,
     socket_options: Iterable[tuple[int, int, int | bytes]] = (),
 ) -> GSSSocket:
     """A socket connected to `address` through a proxy; `socket.create_connection` with a proxy.
@@ -33,15 +35,16 @@ def create_connection(
         address: host (a name goes to the proxy unresolved, unless `proxy.remote_dns` is False) and port.
         timeout: seconds for this and each later operation; None never ends; absent is `socket.getdefaulttimeout()`.
         source_address: local host and port to bind to, on the way to the proxy.
-        proxy: a `Proxy`, a URL, or None for the one the environment names.
+        proxy: as for `install()`: a `Proxy`, a URL, several of these, or None for what environment or file name.
         socket_options: arguments of `setsockopt`, applied before connecting (as with PySocks and urllib3).
 
     Raises:
         OSError: `ProxyError` and its subclasses for what the proxy is the cause of.
+        ValueError, TypeError: the proxy is wrong, or none is named.
     """
-    chosen = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
+    chosen = chosen_proxies(proxy)
     failure: OSError | None = None
-    for candidate in _candidates(address, chosen):
+    for candidate in _candidates(address, chosen[0]):
         # As many families as there are addresses: the kernel socket's own family is the proxy's.
         sock = GSSSocket(socket.AF_INET6 if len(candidate) > 2 else socket.AF_INET, socket.SOCK_STREAM, proxy=chosen)
         try:

@@ -39,7 +39,7 @@ from . import _arguments, _originals
 from ._connecting import as_kernel_says, checked_address, destination
 from ._destinations import Destination, Route, in_family
 from ._endpoint import Endpoint, Share, join, leave, renew, share_of
-from ._socket import GSSSocket, chosen_proxy, code_of_connect
+from ._socket import GSSSocket, code_of_connect, proxies_of
 from ._switching import kinds, switch
 from ._transport import Arrival, Deadline, byte_view, receiving_deadline, sending_deadline
 from ._udp import Dropped
@@ -274,7 +274,7 @@ def _share(sock: socket.socket) -> Share | None:
     fd = _Plain.fileno(sock)
     if fd < 0:
         return None
-    proxies = (chosen_proxy(sock),)
+    proxies = proxies_of(sock)
     return join(sock, fd, lambda: Endpoint(_family(sock), lambda _host, _port: Route(proxies, None), proxies))
 
 

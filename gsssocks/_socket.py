@@ -36,7 +36,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
 from . import _arguments, _bind, _originals
-from ._config import Proxy
+from ._config import Proxy, chosen_proxies
 from ._destinations import in_family
 from ._endpoint import share_of
 from ._flags import receive_with_flags, sending
@@ -74,15 +74,16 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from ._config import ProxyChoice
     from ._udp import Dropped
 
 __all__ = [
     "GSSSocket",
     "check_not_connecting",
-    "chosen_proxy",
     "code_of_connect",
     "connect_code",
     "in_progress",
+    "proxies_of",
 ]
 
 S = TypeVar("S", bound=socket.socket)
@@ -110,8 +111,8 @@ class GSSSocket(_originals.socket):
 
     Args:
         family, type, proto, fileno: as for `socket.socket`.
-        proxy: the proxy to use: a `Proxy`, a URL, or None for the one the environment names when the socket connects.
-            There is no direct connection: without a proxy, connecting fails.
+        proxy: as for `install()`: a `Proxy`, a URL, several of these, or None for what environment or file name when
+            the socket connects. There is no direct connection: without a proxy, connecting fails.
     """
 
     __slots__ = ()
@@ -123,12 +124,12 @@ class GSSSocket(_originals.socket):
         proto: int = -1,
         fileno: int | None = None,
         *,
-        proxy: Proxy | str | None = None,
+        proxy: ProxyChoice = None,
     ) -> None:
-        chosen = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy
+        chosen = None if proxy is None else chosen_proxies(proxy)
         super().__init__(family, type, proto, fileno)
         if chosen is not None:
-            _chosen_proxies[self] = chosen
+            _given[self] = chosen
         if self.family in _INET and self.type != socket.SOCK_STREAM:
             self._become_other_kind(owned=fileno is None)
         if fileno is not None:
@@ -166,7 +167,7 @@ class GSSSocket(_originals.socket):
             ValueError: not a SOCKS 5 proxy, or a wrong option.
         """
         if proxy_type is None:
-            _chosen_proxies.pop(self)
+            _given.pop(self)
             return
         if proxy_type != 2 or addr is None:
             raise ValueError("gsssocks speaks SOCKS 5 only: set_proxy(socks.SOCKS5, host, port)")
@@ -175,7 +176,7 @@ class GSSSocket(_originals.socket):
         given = {name: value for name, value in named.items() if value is not None}
         host = f"[{addr}]" if ":" in addr else addr
         scheme = "socks5h" if rdns else "socks5"
-        _chosen_proxies[self] = Proxy.from_url(f"{scheme}://{host}:{port or 1080}", **{**given, **options})
+        _given[self] = (Proxy.from_url(f"{scheme}://{host}:{port or 1080}", **{**given, **options}),)
 
     def get_proxy_sockname(self) -> tuple[str, int] | None:
         """The proxy's own address towards the target, from its reply; None while not connected."""
@@ -195,7 +196,7 @@ class GSSSocket(_originals.socket):
         if tunnel is not None:
             return connect_again(self, address, tunnel)
         checked = check_connectable(self, address)
-        open_checked_tunnel(self, [chosen_proxy(self)], checked)
+        open_checked_tunnel(self, proxies_of(self), checked)
         if _timeout(self) == 0:
             raise in_progress()
         return None
@@ -214,7 +215,7 @@ class GSSSocket(_originals.socket):
         if listener is None and (_tunnel_of(self) is not None or not may_listen(self)):
             return super().listen(*arguments)
         _arguments.check(self.family, "listen", *arguments)
-        open_listener(self, listener.proxies if listener else [chosen_proxy(self)])
+        open_listener(self, listener.proxies if listener else proxies_of(self))
 
     def accept(self) -> tuple[socket.socket, Any]:
         listener = _bind.listener_of(self)
@@ -493,12 +494,12 @@ class GSSSocket(_originals.socket):
             keep_low_water(attachment.tunnel, attachment.transport)
 
 
-_chosen_proxies: Beside[Proxy] = Beside()
+_given: Beside[tuple[Proxy, ...]] = Beside()
 
 
-def chosen_proxy(sock: socket.socket) -> Proxy:
-    """The one that it was given, or that the environment names."""
-    return _chosen_proxies.get(sock) or Proxy.from_environ()
+def proxies_of(sock: socket.socket) -> tuple[Proxy, ...]:
+    """Those that it was given, or that environment or file name now."""
+    return _given.get(sock) or chosen_proxies()
 
 
 def _tunnel_of(sock: socket.socket) -> Tunnel | None:

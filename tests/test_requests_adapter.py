@@ -236,7 +236,7 @@ class TestRequests:
         proxy = gsssocks.Proxy.from_url(dante_confidentiality.url())
         monkeypatch.setenv("GSSSOCKS_PROXY", dante_confidentiality.url())
         for adapter in (GSSSocksAdapter(proxy), GSSSocksAdapter()):
-            assert adapter.proxy == proxy
+            assert adapter.socks_proxies == (proxy,)
             with requests.Session() as session:
                 session.mount("http://", adapter)
                 assert session.get(http_server.url("/headers")).ok

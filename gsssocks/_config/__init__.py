@@ -5,7 +5,7 @@ from __future__ import annotations
 from .placeholders import IPV4_RANGE, IPV6_RANGE
 from .proxy import PROTECTION_LEVELS, Proxy
 from .rules import NAMELESS, UNPROXIED_BY_DEFAULT, Bypass, Decision, Destinations, Naming, Rules
-from .settings import Settings
+from .settings import ProxyChoice, Settings, chosen_proxies
 
 __all__ = [
     "IPV4_RANGE",
@@ -18,6 +18,8 @@ __all__ = [
     "Destinations",
     "Naming",
     "Proxy",
+    "ProxyChoice",
     "Rules",
     "Settings",
+    "chosen_proxies",
 ]

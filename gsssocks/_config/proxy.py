@@ -257,7 +257,8 @@ class Proxy:
             raise ValueError("no proxy given: pass one, or set GSSSOCKS_PROXY=socks5h://host:port (or ALL_PROXY)")
         if "," in url.partition("?")[0]:
             raise ValueError(
-                f"environment variable {variable} names several proxies: only install() can use them; pass one"
+                f"environment variable {variable} names several proxies, and a Proxy is one: give install(), "
+                "create_connection() or an adapter none, and they take them all"
             )
         defaults = {name: value for name, (value, _) in environ_options(environ).items()}
         try:
@@ -417,6 +418,6 @@ URL_OPTIONS: tuple[str, ...] = tuple(option.name for option in fields(Proxy) if 
 """The options that may be given as text: in a URL, a variable or a file."""
 _WRITE = (
     "write socks5h://[principal[:password]@]host[:port][?option=value&…], and percent-encode what is special in a "
-    f"principal or password; several URLs are for install() alone; the options are {', '.join(URL_OPTIONS)}"
+    f"principal or password; Proxy.from_url() takes one URL alone; the options are {', '.join(URL_OPTIONS)}"
 )
 _OID = re.compile(r"\d+(\.\d+)+")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Union, cast
 
 from .addresses import ip
 from .placeholders import PlaceholderRanges
@@ -16,7 +16,7 @@ from .rules import Bypass, Rules
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["ProxyChoice", "RuleChoice", "Settings"]
+__all__ = ["ProxyChoice", "RuleChoice", "Settings", "chosen_proxies"]
 
 ProxyChoice = Union[None, str, Proxy, "Iterable[str | Proxy]"]
 """A proxy or several, tried in order: a `Proxy`, a URL, a comma-separated string of URLs, or an iterable of these."""
@@ -93,6 +93,21 @@ class Settings:
         )
 
 
+def chosen_proxies(proxy: ProxyChoice = None) -> tuple[Proxy, ...]:
+    """The proxies for one socket or one session, from the sources of `install()`, and on the terms that are there.
+
+    Args:
+        proxy: as for `install()`.
+
+    Raises:
+        ValueError, TypeError: something is wrong; the message quotes it and names its source.
+    """
+    given = None if proxy is None else _listed(proxy)
+    if given is not None and all(isinstance(one, Proxy) for one in given):
+        return tuple(cast("list[Proxy]", given))  # which have their terms already
+    return _Sources(os.environ).proxies(given, {})
+
+
 class _Sources:
     """The weaker sources, and what was taken from where."""
 
@@ -106,6 +121,7 @@ class _Sources:
 
             self._file = read(self._path, _FILE_OPTIONS)
         self.said: dict[str, str] = {}
+        self._default_keytab: object = None
 
     def settings(
         self,
@@ -118,7 +134,8 @@ class _Sources:
         bind: bool | None,  # noqa: FBT001
         options: dict[str, object],
     ) -> Settings:
-        proxies = self._proxies(proxy, options)
+        proxies = self.proxies(proxy, options)
+        self._check_keytabs(proxies)
         bypass = self._bypass(no_proxy, by_argument=proxy is not None)
         return cls(
             proxies=proxies,
@@ -135,22 +152,24 @@ class _Sources:
     def _file_source(self, name: str) -> str:
         return f"{self._path} [proxy] {name}"
 
-    def _proxies(self, proxy: ProxyChoice, options: dict[str, object]) -> tuple[Proxy, ...]:
+    def proxies(self, proxy: ProxyChoice, options: dict[str, object]) -> tuple[Proxy, ...]:
         source, chosen = self._chosen(proxy)
         self.said["proxy"] = source
         for name in options:
             self.said[name] = "argument"
         defaults = self._defaults()
+        self._default_keytab = defaults.get("keytab")
         try:
-            proxies = tuple(_proxy(one, defaults, options) for one in chosen)
+            return tuple(_proxy(one, defaults, options) for one in chosen)
         except (TypeError, ValueError) as error:
             if source == "argument":
                 raise
             raise type(error)(f"{source}: {error}") from error
+
+    def _check_keytabs(self, proxies: Iterable[Proxy]) -> None:
         for proxy in proxies:
-            by_default = proxy.keytab is not None and proxy.keytab == defaults.get("keytab")
-            _check_keytab(proxy.keytab, self.said["keytab"] if by_default else source)
-        return proxies
+            by_default = proxy.keytab is not None and proxy.keytab == self._default_keytab
+            _check_keytab(proxy.keytab, self.said["keytab" if by_default else "proxy"])
 
     def _chosen(self, proxy: ProxyChoice) -> tuple[str, list[str | Proxy]]:
         if proxy is not None:

@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidProxyURL
 from requests.utils import select_proxy
 
-from gsssocks._config import Proxy
+from gsssocks._config import chosen_proxies
 
 from .urllib3 import GSSSocksPoolManager
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from requests import PreparedRequest, Response
+
+    from gsssocks._config import ProxyChoice
 
 __all__ = ["GSSSocksAdapter"]
 
@@ -39,7 +41,8 @@ class GSSSocksAdapter(HTTPAdapter):
     the session's, is refused (`InvalidProxyURL`): the adapter makes no connection but through its own.
 
     Args:
-        proxy: a `Proxy`, a URL, or None for the one that the environment names (`GSSSOCKS_PROXY`, else `ALL_PROXY`).
+        proxy: as for `install()`: a `Proxy`, a URL, several of these, or None for what the environment names
+            (`GSSSOCKS_PROXY`, else `ALL_PROXY`), or the file `GSSSOCKS_CONFIG`.
         options: those of `requests.adapters.HTTPAdapter`: `pool_connections`, `pool_maxsize`, `max_retries`,
             `pool_block`.
 
@@ -51,17 +54,17 @@ class GSSSocksAdapter(HTTPAdapter):
     the cause of; the error that a `GSSSocket` raises is in the chain of their causes.
     """
 
-    __attrs__ = [*HTTPAdapter.__attrs__, "proxy"]  # noqa: RUF012 - what pickling keeps; requests' own class has a list
+    __attrs__ = [*HTTPAdapter.__attrs__, "socks_proxies"]  # noqa: RUF012 - what pickling keeps; requests' own class has a list
 
-    def __init__(self, proxy: Proxy | str | None = None, **options: Any) -> None:
-        self.proxy = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
+    def __init__(self, proxy: ProxyChoice = None, **options: Any) -> None:
+        self.socks_proxies = chosen_proxies(proxy)
         super().__init__(**options)
 
     def init_poolmanager(self, connections: int, *args: Any, **kwargs: Any) -> None:
         """requests' hook: makes the pools."""
         super().init_poolmanager(connections, *args, **kwargs)
         options = self.poolmanager.connection_pool_kw
-        self.poolmanager = GSSSocksPoolManager(self.proxy, connections, **options)
+        self.poolmanager = GSSSocksPoolManager(self.socks_proxies, connections, **options)
 
     def proxy_manager_for(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """requests' hook for a request that asks for another proxy.
@@ -71,8 +74,8 @@ class GSSSocksAdapter(HTTPAdapter):
         """
         # The other proxy is not quoted: its URL may hold a password.
         raise InvalidProxyURL(
-            f"the session's adapter sends everything through {self.proxy}, and proxies= asks for another proxy: "
-            "leave it out, or use a session without the adapter"
+            f"the session's adapter sends everything through {self.socks_proxies[0]}, and proxies= asks for another "
+            "proxy: leave it out, or use a session without the adapter"
         )
 
     def send(

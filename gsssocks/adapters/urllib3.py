@@ -23,15 +23,16 @@ from urllib3.exceptions import ProxyError as Urllib3ProxyError
 from urllib3.poolmanager import PoolManager
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve_ssl_version
 
-from gsssocks._config import Proxy
+from gsssocks._config import chosen_proxies
 from gsssocks._create_connection import create_connection
 from gsssocks._switching import use_raw
 from gsssocks._tls import carry
 from gsssocks.exceptions import ProxyError, ReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from gsssocks._config import Proxy, ProxyChoice
     from gsssocks._socket import GSSSocket
 
 __all__ = ["GSSSocksPoolManager"]
@@ -43,7 +44,8 @@ class GSSSocksPoolManager(PoolManager):
     `HTTP_PROXY`, `NO_PROXY` and the like are not looked at, nor is an `install()` in force.
 
     Args:
-        proxy: a `Proxy`, a URL, or None for the one that the environment names (`GSSSOCKS_PROXY`, else `ALL_PROXY`).
+        proxy: as for `install()`: a `Proxy`, a URL, several of these, or None for what the environment names
+            (`GSSSOCKS_PROXY`, else `ALL_PROXY`), or the file `GSSSOCKS_CONFIG`.
         num_pools, headers, connection_pool_kw: as for `urllib3.PoolManager`.
 
     Raises:
@@ -56,12 +58,12 @@ class GSSSocksPoolManager(PoolManager):
 
     def __init__(
         self,
-        proxy: Proxy | str | None = None,
+        proxy: ProxyChoice = None,
         num_pools: int = 10,
         headers: Mapping[str, str] | None = None,
         **connection_pool_kw: Any,
     ) -> None:
-        self.socks_proxy = Proxy.from_url(proxy) if isinstance(proxy, str) else proxy or Proxy.from_environ()
+        self.socks_proxies = chosen_proxies(proxy)
         super().__init__(num_pools, headers, **connection_pool_kw)
         self.pool_classes_by_scheme = {"http": GSSSocksHTTPConnectionPool, "https": GSSSocksHTTPSConnectionPool}
 
@@ -71,12 +73,12 @@ class GSSSocksPoolManager(PoolManager):
         # Not among `connection_pool_kw`, from which urllib3 makes the pool's key: it takes none but its own names
         # there.
         context = self.connection_pool_kw if request_context is None else request_context
-        return super()._new_pool(scheme, host, port, {**context, "socks_proxy": self.socks_proxy})
+        return super()._new_pool(scheme, host, port, {**context, "socks_proxies": self.socks_proxies})
 
 
 class GSSSocksHTTPConnection(HTTPConnection):
-    def __init__(self, *args: Any, socks_proxy: Proxy, **kwargs: Any) -> None:
-        self._socks_proxy = socks_proxy
+    def __init__(self, *args: Any, socks_proxies: Sequence[Proxy], **kwargs: Any) -> None:
+        self._socks_proxies = socks_proxies
         super().__init__(*args, **kwargs)
 
     def _new_conn(self) -> GSSSocket:
@@ -86,7 +88,7 @@ class GSSSocksHTTPConnection(HTTPConnection):
                 _seconds(self.timeout),
                 self.source_address,
                 socket_options=self.socket_options or (),
-                proxy=self._socks_proxy,
+                proxy=self._socks_proxies,
             )
         except (TimeoutError, socket.timeout) as error:
             raise ConnectTimeoutError(
