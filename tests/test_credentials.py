@@ -156,6 +156,27 @@ class TestKeytab:
         with pytest.raises(AuthenticationError, match="keytab") as caught:
             initiator(named(server, keytab=realm.client_keytab, principal="mallory@GSSSOCKS.TEST"), echo.address)
         assert "mallory" in str(caught.value)
+        assert "the keytab has no key of that user" in str(caught.value)
+
+    @pytest.mark.parametrize("with_a_cache", [False, True])
+    @pytest.mark.parametrize("text", [None, "no keytab"])
+    def test_that_cannot_be_read_is_what_the_error_speaks_of(
+        self,
+        server: ProxyServer,
+        echo: EchoServer,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        text: str | None,
+        *,
+        with_a_cache: bool,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        if text is not None:
+            Path("user.keytab").write_text(text)
+        cache = {"ccache": f"FILE:{tmp_path}/cache"} if with_a_cache else {}
+        with pytest.raises(AuthenticationError, match=r"cannot be read: see klist -k user\.keytab\.") as caught:
+            initiator(named(server, keytab="user.keytab", **cache), echo.address)
+        assert "kinit" not in str(caught.value)
 
     def test_ticket_is_renewed_before_it_ends(self, echo: EchoServer) -> None:
         short = Realm(name="SHORT.TEST", ticket_lifetime="4s", clock_skew_seconds=1)

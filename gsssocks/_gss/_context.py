@@ -20,7 +20,7 @@ from gsssocks._security import MECHANISMS, Granted, Unwrapped
 from gsssocks.exceptions import AuthenticationError, ProtectionError, not_encrypted
 
 from ._credential import Source, acquire, imported_name, shown, shown_cache
-from ._errors import EKEYREJECTED, authentication_error, credential_error, expired_error, statuses
+from ._errors import EKEYREJECTED, acceptor_error, authentication_error, credential_error, expired_error, statuses
 
 if TYPE_CHECKING:
     import gssapi
@@ -237,7 +237,7 @@ class Initiator(_Context):
             self._credential = acquire(self._source)
             self._target_handle = self._import_target()
         except raw.GSSError as error:
-            raise credential_error(error, self._attempt()) from error
+            raise credential_error(error, self._attempt(), self._source.keytab) from error
         return self._target_handle
 
     def _import_target(self) -> raw.Name:
@@ -288,7 +288,7 @@ class Acceptor(_Context):
                 self._credential = raw.acquire_cred_from(store, None, usage="accept").creds
             result = raw.accept_sec_context(token or b"", self._credential, self._context)
         except raw.GSSError as error:
-            raise authentication_error(error, "the client was not accepted") from error
+            raise acceptor_error(error, self._keytab) from error
         self._context, self._more_steps = result.context, result.more_steps
         if not result.more_steps:
             self._note_even_expired(result)

@@ -6,7 +6,6 @@ proxies may have two identities in one process.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import threading
@@ -17,9 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from gssapi import raw
 
 from gsssocks._security import MECHANISMS
-from gsssocks.exceptions import AuthenticationError
 
-from ._errors import credential_error, statuses
+from ._errors import credential_error, no_key_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -169,7 +167,7 @@ def credential(source: Source) -> Credential:
         acquired = acquire(source) or raw.acquire_cred(None, mechs=[_KRB5], usage="initiate").creds
         details = raw.inquire_cred(acquired)
     except raw.GSSError as error:
-        raise credential_error(error, f"no credential in {cache}") from error
+        raise credential_error(error, f"no credential in {cache}", source.keytab) from error
     return Credential(shown(details.name) or "", details.lifetime, cache)
 
 
@@ -188,9 +186,7 @@ def check_keytab(keytab: str | None) -> None:
         else:
             raw.acquire_cred_from({b"keytab": keytab.encode()}, None, mechs=[_KRB5], usage="accept")
     except raw.GSSError as error:
-        raise AuthenticationError(
-            errno.EACCES, f"no key to accept clients with: GSS-API says: {statuses(error)}"
-        ) from error
+        raise no_key_error(error, keytab) from error
 
 
 def shown_cache(source: Source) -> str:

@@ -67,7 +67,7 @@ def _check_keytab(keytab: str | None) -> None:
         check_keytab(keytab)
     except AuthenticationError as error:
         if keytab is not None:
-            raise ValueError(f"the keytab {keytab!r}: {error.strerror}") from error
+            raise ValueError(error.strerror) from error
         # There are other mechanisms than Kerberos, whose clients need none.
         log.warning("no client can come by Kerberos: %s", error.strerror)
 

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import os
 import resource
+import shutil
 import socket
 import termios
 import threading
@@ -40,6 +41,7 @@ from tests.peers.targets import EchoServer, SinkServer, SourceServer, octets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from gsssocks.testing import Realm
 
@@ -368,8 +370,32 @@ class TestRefusals:
 
     def test_a_keytab_without_the_service(self, realm: Realm, echo: EchoServer) -> None:
         refused = pytest.raises(gsssocks.AuthenticationError, match="refused our authentication")
-        with serving(keytab=realm.client_keytab) as proxy, refused:
-            through(proxy, echo.address)
+        with serving(keytab=realm.client_keytab) as proxy:
+            with refused:
+                through(proxy, echo.address)
+            said = f"the client was not accepted: its ticket is not for a key in the keytab '{realm.client_keytab}'"
+            assert str(last_session(proxy).error).startswith(said)
+
+    def test_a_keytab_that_has_gone_is_what_its_operator_is_told_of(
+        self, realm: Realm, echo: EchoServer, tmp_path: Path
+    ) -> None:
+        keytab = tmp_path / "keytab"
+        shutil.copy(realm.keytab, keytab)
+        with serving(keytab=str(keytab)) as proxy:
+            keytab.unlink()
+            with pytest.raises(gsssocks.AuthenticationError, match="refused our authentication"):
+                through(proxy, echo.address)
+            error = str(last_session(proxy).error)
+        assert f"there is no key to accept clients with in the keytab '{keytab}'" in error
+        assert "kinit" not in error
+
+    @pytest.mark.parametrize("text", [None, "no keytab"])
+    def test_a_keytab_by_which_nobody_could_be_accepted(self, tmp_path: Path, text: str | None) -> None:
+        keytab = tmp_path / "keytab"
+        if text is not None:
+            keytab.write_text(text)
+        with pytest.raises(gsssocks.AuthenticationError, match=f"no key to accept clients with in .*{keytab}"):
+            ProxyServer("localhost", keytab=str(keytab)).start()
 
     @pytest.mark.parametrize("levels", [["integrity"], ["confidentiality"], ["confidentiality", "selective"]])
     @pytest.mark.parametrize("asked", LEVELS)
