@@ -13,14 +13,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["evidently_right"]
+__all__ = ["FALSE", "evidently_right", "says_no"]
 
+FALSE = ("0", "false", "no", "off")
 _SCHEMES = ("socks5h", "socks5")
 _PROTECTION_LEVELS = ("confidentiality", "integrity")
 _NAMES = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 _VALUES = _NAMES.union("._/:@")
 _LONGEST_HOST, _LONGEST_LABEL, _LONGEST_PORT = 253, 63, 5
 _PREFIX = "GSSSOCKS_"
+
+
+def says_no(value: str) -> bool:
+    """Whether a variable that is nothing but on or off is off: it says so, or is empty."""
+    return not value or value.lower() in FALSE
 
 
 def evidently_right(environ: Mapping[str, str]) -> bool:

@@ -40,6 +40,7 @@ from ._config import Proxy, chosen_proxies
 from ._destinations import in_family
 from ._endpoint import share_of
 from ._flags import receive_with_flags, sending
+from ._log import log_to_stderr_if_asked
 from ._relay import relay
 from ._switching import (
     accepted_elsewhere,
@@ -498,7 +499,8 @@ _given: Beside[tuple[Proxy, ...]] = Beside()
 
 
 def proxies_of(sock: socket.socket) -> tuple[Proxy, ...]:
-    """Those that it was given, or that environment or file name now."""
+    """Those that it was given, or that environment or file name now: asked when it is about to use one."""
+    log_to_stderr_if_asked()
     return _given.get(sock) or chosen_proxies()
 
 

@@ -37,8 +37,8 @@ FLOORS: dict[str, int] = {
         4: ["_stream", "_destinations"],
         3: ["_negotiation", "_arguments", "_line", "_lingering"],
         2: ["_record", "_config", "_guards", "_transport"],
-        1: ["_gss", "_security", "_protocol", "_descriptor", "_ledger"],
-        0: ["exceptions", "_deafness", "_evident", "_first_import", "_libraries", "_log", "_originals", "_references"],
+        1: ["_gss", "_security", "_protocol", "_descriptor", "_ledger", "_log"],
+        0: ["exceptions", "_deafness", "_evident", "_first_import", "_libraries", "_originals", "_references"],
     }.items()
     for name in names
 }
