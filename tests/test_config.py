@@ -332,6 +332,18 @@ class TestURL:
         proxy = Proxy.from_url(url, protection="confidentiality", defaults={"service": "host", "nec": True})
         assert (proxy.protection, proxy.service, proxy.nec) == ("confidentiality", "rcmd", True)
 
+    def test_argument_that_is_wrong_is_not_laid_to_the_url(self) -> None:
+        for read in (Proxy.from_url, Settings.load):
+            with pytest.raises(ValueError, match=r"\Aproxy timeout must be a positive number of seconds, not 0\Z"):
+                read(URL, timeout=0)
+            with pytest.raises(TypeError, match=r"\Aunknown option 'protecton'; the options are .*\bprotection\b"):
+                read(URL, protecton="integrity")
+
+    def test_argument_that_is_wrong_is_not_laid_to_the_environment(self) -> None:
+        for read in (Proxy.from_environ, Settings.load):
+            with pytest.raises(ValueError, match=r"\Aproxy protection must be one of .*, not 'full'\Z"):
+                read(environ={"GSSSOCKS_PROXY": URL}, protection="full")
+
     @pytest.mark.parametrize(
         "url",
         ["", "proxy", "proxy:1080", "http://proxy", "socks4://proxy", "socks://proxy", "//proxy"],

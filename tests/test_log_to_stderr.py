@@ -1,4 +1,4 @@
-"""`GSSSOCKS_DEBUG`: a log on standard error while gsssocks is installed, or from the first connect of a `GSSSocket` on."""
+"""`GSSSOCKS_DEBUG`: a log on standard error while gsssocks is installed, or once a `GSSSocket` has connected."""
 
 from __future__ import annotations
 

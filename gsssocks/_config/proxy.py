@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from .url import Shown
 
-__all__ = ["METHODS", "PROTECTION_LEVELS", "SCHEMES", "URL_OPTIONS", "Proxy", "parsed_option"]
+__all__ = [
+    "JUDGED_ALONE",
+    "METHODS",
+    "PROTECTION_LEVELS",
+    "SCHEMES",
+    "URL_OPTIONS",
+    "Proxy",
+    "check_options",
+    "parsed_option",
+]
 
 PROTECTION_LEVELS: Mapping[str, ProtectionLevel] = {level.name.lower(): level for level in ProtectionLevel}
 METHODS: Mapping[str, Method] = {"gssapi": Method.GSSAPI, "userpass": Method.USERPASS, "none": Method.NONE}
@@ -214,10 +223,11 @@ class Proxy:
             options: arguments of the class that take precedence over the URL.
 
         Raises:
-            ValueError: the URL or an option is wrong; the message quotes it, without a password.
+            ValueError, TypeError: the URL or an option is wrong; the message quotes it, without a password.
         """
         if not isinstance(url, str):
             raise TypeError(f"a proxy URL is a string, not {type(url).__name__}")
+        check_options(options)
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -251,6 +261,7 @@ class Proxy:
         Raises:
             ValueError: no proxy is named, or something is wrong; the message quotes value and variable.
         """
+        check_options(options)
         environ = os.environ if environ is None else environ
         variable, url = environ_url(environ)
         if not url:
@@ -265,6 +276,19 @@ class Proxy:
             return cls.from_url(url, defaults=defaults, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"environment variable {variable}: {error}") from error
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Judges arguments of the class that come beside a URL, as far as they can be without it: it is not at fault.
+
+    Raises:
+        ValueError, TypeError: one is wrong, or unknown; the message quotes it.
+    """
+    for name, value in options.items():
+        if name not in _ARGUMENTS:
+            raise TypeError(f"unknown option {name!r}; the options are {', '.join(_ARGUMENTS)}")
+        if name in JUDGED_ALONE:
+            Proxy("proxy", **{name: value})  # type: ignore[arg-type]  # it checks what it is given
 
 
 def without_password(url: str) -> str:
@@ -414,8 +438,11 @@ def parsed_option(name: str, text: str, source: str) -> object:
     return text
 
 
+_ARGUMENTS: tuple[str, ...] = tuple(argument.name for argument in fields(Proxy))
 URL_OPTIONS: tuple[str, ...] = tuple(option.name for option in fields(Proxy) if option.metadata.get("url"))
 """The options that may be given as text: in a URL, a variable or a file."""
+JUDGED_ALONE = frozenset(URL_OPTIONS) - {"username", "password", "methods"}
+"""Options whose values are right or wrong whatever the others are."""
 _WRITE = (
     "write socks5h://[principal[:password]@]host[:port][?option=value&…], and percent-encode what is special in a "
     f"principal or password; Proxy.from_url() takes one URL alone; the options are {', '.join(URL_OPTIONS)}"

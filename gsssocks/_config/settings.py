@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Union, cast
 
 from .addresses import ip
 from .placeholders import PlaceholderRanges
-from .proxy import PROTECTION_LEVELS, URL_OPTIONS, Proxy, environ_options, environ_url, parsed_option
+from .proxy import (
+    JUDGED_ALONE,
+    PROTECTION_LEVELS,
+    URL_OPTIONS,
+    Proxy,
+    check_options,
+    environ_options,
+    environ_url,
+    parsed_option,
+)
 from .rules import Bypass, Rules
 
 if TYPE_CHECKING:
@@ -24,8 +33,6 @@ RuleChoice = Union[None, str, "Mapping[str, str]", "Iterable[tuple[str, str]]"]
 
 _PREFIX = "GSSSOCKS_"
 _NO_PROXY, _GENERAL_NO_PROXY = "GSSSOCKS_NO_PROXY", ("NO_PROXY", "no_proxy")
-_JUDGED_ALONE = {"service", "target_name", "mechanism", "ccache", "keytab", "principal", "timeout"}
-"""Options whose values are right or wrong whatever the others are."""
 _FILE_OPTIONS = ("url", "no_proxy", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
 _OPTIONS = ("proxy", "config", "no_proxy", "rules", "remote_dns", "placeholders", "bind", *URL_OPTIONS)
 _VARIABLES = {f"{_PREFIX}{name.upper()}" for name in (*_OPTIONS, "debug", "inject", "children")}
@@ -155,6 +162,7 @@ class _Sources:
     def proxies(self, proxy: ProxyChoice, options: dict[str, object]) -> tuple[Proxy, ...]:
         source, chosen = self._chosen(proxy)
         self.said["proxy"] = source
+        check_options(options)
         for name in options:
             self.said[name] = "argument"
         defaults = self._defaults()
@@ -194,7 +202,7 @@ class _Sources:
         for name, (value, variable) in environ_options(self._environ).items():
             found[name] = value
             self.said[name] = f"environment variable {variable}"
-        for name in _JUDGED_ALONE & found.keys():
+        for name in JUDGED_ALONE & found.keys():
             try:
                 Proxy("proxy", **{name: found[name]})  # type: ignore[arg-type]  # it checks what came as text
             except (TypeError, ValueError) as error:
