@@ -9,6 +9,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._evident import FALSE
 from ._startup import CHILDREN, INJECT
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ except Exception as error:
 else:
     start()
 """
-_HOOK = f"import os; os.environ.get('GSSSOCKS_INJECT', '0') in ('', '0') or exec({_HOOK_BODY!r})\n"
+_HOOK = f"import os; os.environ.get('GSSSOCKS_INJECT', '').lower() in {('', *FALSE)} or exec({_HOOK_BODY!r})\n"
 # Sorts behind what other packages put there: editable installs have to be on the path first.
 _HOOK_NAME = "zz_gsssocks"
 # Python 3.15 and later call what `.start` names, and ignore the line of the `.pth` beside it (PEP 829). They tell of an

@@ -11,7 +11,7 @@ import os
 import sys
 from importlib import import_module
 
-from ._evident import evidently_right
+from ._evident import evidently_right, says_no
 from ._first_import import wait_for
 from ._libraries import LIBRARIES, PROXIES_OF_THE_ENVIRONMENT
 
@@ -47,10 +47,10 @@ def start() -> None:
     """
     global _started
     asked = os.environ.get(INJECT, "")
-    if asked in ("", "0") or _started:
+    if says_no(asked) or _started:
         return
     _started = True
-    if os.environ.get(CHILDREN) == "0":
+    if says_no(os.environ.get(CHILDREN) or "1"):
         del os.environ[INJECT]
     # As it is now: what the program makes of its environment later is not the operator's word.
     environ = dict(os.environ)
@@ -90,10 +90,10 @@ def _install_or_refuse(environ: Mapping[str, str], asked: str) -> None:
 
 
 def _install(environ: Mapping[str, str]) -> None:
+    _import_wrapt()
     if not _is_there(_NEEDED_TO_CONNECT):
         # Whether it can be loaded would take time to tell: that is for the first connection.
         raise ModuleNotFoundError(f"No module named {_NEEDED_TO_CONNECT!r}: pip install gssapi")
-    _import_wrapt()
     from ._config import Settings
     from ._patch import activate
 

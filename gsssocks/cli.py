@@ -76,7 +76,7 @@ def _add_run(commands: _Commands) -> None:
         help="start a Python program with its connections going through the proxy",
         description="Starts COMMAND with gsssocks installed before its first line. If the set-up is wrong, the program "
         f"does not start, and the exit status is {EX_CONFIG}. Not for `python -I`, `-E` or `-S`: they ignore what this "
-        "rests on.",
+        "rests on; the hook of `gsssocks inject` works under -I and -E.",
     )
     _add_proxy_options(run)
     run.add_argument(
@@ -162,7 +162,7 @@ def _run(options: argparse.Namespace) -> int:
         return _failure("run", str(error), EX_CONFIG)
     ignoring = deaf(options.program, str(FOLDER))
     if ignoring is not None:
-        return _failure("run", f"{ignoring} makes Python ignore the environment: gsssocks cannot get in", EX_CONFIG)
+        return _failure("run", _why_deaf(ignoring), EX_CONFIG)
     try:
         Settings.load(environ=child)
         _load_gssapi()
@@ -174,6 +174,13 @@ def _run(options: argparse.Namespace) -> int:
         os.execvpe(options.program[0], options.program, child)  # noqa: S606  # what the user asked to start
     except OSError as error:
         return _failure("run", f"{options.program[0]}: {error.strerror}", 127)
+
+
+def _why_deaf(ignoring: str) -> str:
+    why = f"{ignoring} makes Python ignore the environment: gsssocks cannot get in"
+    if ignoring not in ("-I", "-E"):
+        return why
+    return f"{why} by this command; with {INJECT}=1 it does, without this command, where `gsssocks inject` was run"
 
 
 def _load_gssapi() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Callable
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from gsssocks._evident import FALSE
 from gsssocks._protocol import Method, Octets, ProtectionLevel, UserPassword
 from gsssocks._security import MECHANISMS
 
@@ -34,7 +35,7 @@ DELEGATIONS = ("policy", "always", "never")
 SCHEMES = ("socks5h", "socks5")
 _CHOICES: Mapping[str, Iterable[str]] = {"delegation": DELEGATIONS}
 _LISTS: Mapping[str, Iterable[str]] = {"protection": PROTECTION_LEVELS, "methods": METHODS}
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_TRUE = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
@@ -425,7 +426,7 @@ def parsed_option(name: str, text: str, source: str) -> object:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
     if name in ("nec", "pipelined", "remote_dns", "bind"):
-        if text.lower() not in _TRUE + _FALSE:
+        if text.lower() not in _TRUE + FALSE:
             raise ValueError(f"{source}: {name} must be true or false, not {text!r}")
         return text.lower() in _TRUE
     if name == "timeout":

@@ -9,7 +9,8 @@ import sys
 
 def _start() -> None:
     asked = os.environ.get("GSSSOCKS_INJECT", "")
-    if asked in ("", "0"):
+    # `gsssocks._evident.FALSE`, which cannot be imported yet.
+    if asked.lower() in ("", "0", "false", "no", "off"):
         return
     try:
         from gsssocks._startup import start

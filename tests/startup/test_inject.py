@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gsssocks._evident import FALSE
 from tests.startup.program import EX_CONFIG, PROXIED, ROOT, Env, clean, gsssocks, start
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class TestCommand:
 
 
 class TestIdle:
-    @pytest.mark.parametrize("unset", [{}, {"GSSSOCKS_INJECT": ""}, {"GSSSOCKS_INJECT": "0"}])
+    @pytest.mark.parametrize("unset", [{}, *({"GSSSOCKS_INJECT": word} for word in ("", *FALSE, "No", "OFF"))])
     def test_imports_nothing(self, injected: Environment, env: Env, unset: Env) -> None:
         done = start(injected.python, "-c", OURS, env={**env, **unset})
         assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
@@ -215,7 +216,7 @@ class TestStartFile:
         done = self.start(injected, PROXIED, {**env, "GSSSOCKS_INJECT": "1"})
         assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
-    @pytest.mark.parametrize("unset", [{}, {"GSSSOCKS_INJECT": ""}, {"GSSSOCKS_INJECT": "0"}])
+    @pytest.mark.parametrize("unset", [{}, *({"GSSSOCKS_INJECT": word} for word in ("", *FALSE, "No", "OFF"))])
     def test_imports_nothing_when_idle(self, injected: Environment, env: Env, unset: Env) -> None:
         done = self.start(injected, OURS, {**env, **unset})
         assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

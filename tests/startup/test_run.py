@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gsssocks._evident import FALSE
 from tests.startup.program import EX_CONFIG, PROXIED, ROOT, Env, fetched, gsssocks, inside, serving, start
 
 if TYPE_CHECKING:
@@ -173,6 +174,13 @@ class TestChildren:
         done = inside("-u", "-c", f"{PROXIED}; {CHILD}", env=env, options=("--no-children",))
         assert outcome(done) == (0, "True\nFalse\n", "")
 
+    @pytest.mark.parametrize("word", [*FALSE, "No"])
+    def test_not_where_the_environment_says_no(self, env: Env, word: str) -> None:
+        hook = f"{ROOT / 'gsssocks' / '_inject'}{os.pathsep}{env['PYTHONPATH']}"
+        asked = {**env, "GSSSOCKS_INJECT": "1", "GSSSOCKS_CHILDREN": word, "PYTHONPATH": hook}
+        done = start(sys.executable, "-u", "-c", f"{PROXIED}; {CHILD}", env=asked)
+        assert outcome(done) == (0, "True\nFalse\n", "")
+
     @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
     def test_multiprocessing(self, env: Env, tmp_path: Path, method: str) -> None:
         done = inside("-W", "ignore", script(tmp_path, MULTIPROCESSING), method, env=env)
@@ -238,6 +246,12 @@ class TestAWrongSetUp:
         said = self.stopped(start(sys.executable, "-c", "print('ran')", env={**wrong, "PYTHONPATH": path}))
         assert "'http://proxy:3128'" in said
 
+    @pytest.mark.parametrize("word", ["", *FALSE, "No"])
+    def test_is_no_concern_where_the_environment_says_no(self, env: Env, word: str) -> None:
+        hook = f"{ROOT / 'gsssocks' / '_inject'}{os.pathsep}{env['PYTHONPATH']}"
+        wrong = {**env, "GSSSOCKS_INJECT": word, "GSSSOCKS_PROXY": "http://proxy:3128", "PYTHONPATH": hook}
+        assert outcome(start(sys.executable, "-c", "print('ran')", env=wrong)) == (0, "ran\n", "")
+
     @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
     def test_that_cannot_be_told(self, env: Env, stderr: str) -> None:
         wrong = {**env, "GSSSOCKS_INJECT": "1", "GSSSOCKS_PROXY": "http://proxy:3128"}
@@ -285,6 +299,7 @@ class TestAWrongSetUp:
     def test_python_that_ignores_the_environment(self, env: Env, options: tuple[str, ...], reason: str) -> None:
         said = self.stopped(inside(*options, "-c", "print('ran')", env=env))
         assert said.startswith(f"gsssocks run: {reason} makes Python ignore the environment")
+        assert ("where `gsssocks inject` was run" in said) == (reason != "-S")
 
     @pytest.mark.parametrize("launcher", LAUNCHERS, ids=" ".join)
     def test_python_that_ignores_the_environment_started_by_another(self, env: Env, launcher: tuple[str, ...]) -> None:
