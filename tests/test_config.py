@@ -482,6 +482,9 @@ class TestEnvironment:
     def test_general_variable(self, variable: str) -> None:
         assert Proxy.from_environ({variable: URL}) == PROXY
 
+    def test_general_variable_in_capitals(self) -> None:
+        assert Proxy.from_environ({"ALL_PROXY": URL.replace("socks5h:", "SOCKS5H:")}) == PROXY
+
     @pytest.mark.parametrize("url", ["http://proxy.example:8080", "proxy.example", ""])
     def test_general_variable_for_another_kind_of_proxy_is_none_of_ours(self, url: str) -> None:
         with pytest.raises(ValueError, match="no proxy given"):

@@ -57,7 +57,8 @@ class Proxy:
             credential is named.
         delegation: "policy": delegate the ticket only if the KDC marks the proxy as fit for it; "always"; "never".
         ccache: credential cache to use, such as "FILE:/tmp/krb5cc_0"; None is the default one.
-        keytab: client keytab to get tickets with when the cache has none.
+        keytab: client keytab to get tickets with, when the `ccache` named beside it has none; without one, always, and
+            they are kept in memory.
         principal: whose credential to use; None is the cache's default.
         username, password: for the method "userpass" (RFC 1929), which sends them bare. Without a user name, the
             password is the principal's, to get a ticket with: nobody but the KDC is asked by it.
@@ -309,7 +310,7 @@ def environ_url(environ: Mapping[str, str]) -> tuple[str, str]:
         return "GSSSOCKS_PROXY", environ["GSSSOCKS_PROXY"]
     for variable in ("ALL_PROXY", "all_proxy"):
         url = environ.get(variable, "")
-        if url.partition("://")[0] in SCHEMES:
+        if url.partition("://")[0].lower() in SCHEMES:
             return variable, url
     return "", ""
 
