@@ -1,4 +1,5 @@
-"""Which commands start Python in such a way that it does not hear the environment that asks for gsssocks."""
+"""Which commands start Python in such a way that it does not hear the environment that asks for gsssocks, and which
+start something else."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-__all__ = ["deaf"]
+__all__ = ["deaf", "foreign"]
 
 _LONGEST_LINE = 4096
+_ELF = b"\x7fELF"
+_SHELLS = ("bash", "busybox", "dash", "ksh", "sh", "zsh")
 _IGNORING = ("I", "E", "S")
 _PYTHON_OPTIONS = ("W", "X", "c", "m", "check-hash-based-pycs", "jit")
 """Options of Python and PyPy that take an argument."""
@@ -53,14 +56,37 @@ def deaf(command: Sequence[str], folder: str) -> str | None:
         command: a program and its arguments; where it is a script, its first line counts, too.
         folder: what has to be in PYTHONPATH.
     """
-    lost, command = _started(command, folder)
-    if command and not _is_python(command[0]):
-        lost_there, command = _started(_interpreted(command), folder)
-        lost = lost or lost_there
+    lost, command = _run_in_the_end(command, folder)
     if not command or not _is_python(command[0]):
         return None
     options, _ = _parsed(command[1:], _PYTHON_OPTIONS, last=_REST_IS_THE_PROGRAMS_OWN)
     return lost or next((f"-{option}" for option, _ in options if option in _IGNORING), None)
+
+
+def foreign(command: Sequence[str], folder: str) -> str | None:
+    """The machine code that `command` starts, if it is no Python interpreter by its name: its connections are its own
+    affair. None, too, for a shell, which makes none, and for what cannot be read.
+
+    Args:
+        command, folder: as for `deaf`.
+    """
+    _, command = _run_in_the_end(command, folder)
+    path = shutil.which(command[0]) if command else None
+    if path is None or not _first_line(path).startswith(_ELF):
+        return None
+    # A link may bear another name.
+    known = any(_is_python(name) or os.path.basename(name) in _SHELLS for name in (path, os.path.realpath(path)))
+    return None if known else command[0]
+
+
+def _run_in_the_end(command: Sequence[str], folder: str) -> tuple[str | None, Sequence[str]]:
+    """The same as `_started`; of a script, its interpreter."""
+    lost, command = _started(command, folder)
+    interpreted = _interpreted(command) if command and not _is_python(command[0]) else ()
+    if not interpreted:
+        return lost, command
+    lost_there, command = _started(interpreted, folder)
+    return lost or lost_there, command
 
 
 def _is_python(program: str) -> bool:
@@ -150,11 +176,13 @@ def _interpreted(command: Sequence[str]) -> Sequence[str]:
     """What the kernel makes of a command that is a script: its first line has the interpreter, and one argument for
     it. Nothing for what is no script."""
     path = shutil.which(command[0])
-    if path is None:
-        return ()
+    line = _first_line(path) if path is not None else b""
+    return [*os.fsdecode(line[2:]).strip().split(None, 1), *command] if line.startswith(b"#!") else ()
+
+
+def _first_line(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            line = file.readline(_LONGEST_LINE)
+            return file.readline(_LONGEST_LINE)
     except OSError:
-        return ()
-    return [*os.fsdecode(line[2:]).strip().split(None, 1), *command] if line.startswith(b"#!") else ()
+        return b""

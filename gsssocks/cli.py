@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from . import __version__
 from ._check import STATUS, examine
 from ._config import Settings
-from ._deafness import deaf
+from ._deafness import deaf, foreign
 from ._injection import FOLDER, environment, hook_paths, install_hook, remove_hook
 from ._startup import EX_CONFIG, INJECT
 from .exceptions import AuthenticationError
@@ -83,7 +83,8 @@ def _add_run(commands: _Commands) -> None:
         "--children",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also for the Python programs that COMMAND starts (the default)",
+        help="also for the Python programs that COMMAND starts, multiprocessing's spawn and forkserver workers among "
+        "them (the default)",
     )
     run.add_argument("--warn", action="store_true", help="if the set-up is wrong, warn and start without a proxy")
     run.add_argument("program", metavar="COMMAND", nargs="+", help="what to start, behind -- if it has options")
@@ -163,6 +164,10 @@ def _run(options: argparse.Namespace) -> int:
     ignoring = deaf(options.program, str(FOLDER))
     if ignoring is not None:
         return _failure("run", _why_deaf(ignoring), EX_CONFIG)
+    program = foreign(options.program, str(FOLDER))
+    if program is not None:
+        # Not refused: many a program of this kind is there to start Python.
+        _warn("run", f"{program} is no Python: its own connections do not go through the proxy")
     try:
         Settings.load(environ=child)
         _load_gssapi()
@@ -276,6 +281,10 @@ def _show(title: str, seconds: float, facts: Mapping[str, str]) -> None:
 
 
 def _failure(command: str, message: str, status: int = 1) -> int:
+    _warn(command, message)
+    return status
+
+
+def _warn(command: str, message: str) -> None:
     sys.stdout.flush()
     print(f"gsssocks {command}: {message}", file=sys.stderr)
-    return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -164,6 +165,30 @@ class TestTheProgramIsItself:
     def test_asyncio_is_the_real_one(self, env: Env) -> None:
         program = "import asyncio; asyncio.run(asyncio.sleep(0)); print(asyncio.__file__ is not None)"
         assert outcome(inside("-c", program, env=env)) == (0, "True\n", "")
+
+
+class TestWhatIsNoPython:
+    SAYS = "gsssocks run: {} is no Python: its own connections do not go through the proxy\n"
+
+    @pytest.mark.parametrize("launcher", [(), ("nice", "env", "A=b")])
+    def test_is_started_with_a_warning(self, env: Env, launcher: tuple[str, ...]) -> None:
+        done = gsssocks("run", "--", *launcher, "cat", "/dev/null", env=env)
+        assert outcome(done) == (0, "", self.SAYS.format("cat"))
+
+    def test_is_warned_of_behind_the_first_line_of_a_script(self, env: Env, tmp_path: Path) -> None:
+        path = script(tmp_path, f"#!{shutil.which('cat')}\n")
+        path.chmod(0o755)
+        assert gsssocks("run", "--", path, env=env).stderr == self.SAYS.format(shutil.which("cat"))
+
+    def test_is_not_warned_of_where_it_is_a_shell(self, env: Env) -> None:
+        shell = ("sh", "-c", f'exec {sys.executable} -c "{PROXIED}"')
+        assert outcome(gsssocks("run", "--", *shell, env=env)) == PATCHED
+
+    def test_is_not_warned_of_where_it_is_python_by_another_name(self, env: Env, tmp_path: Path) -> None:
+        name = tmp_path / "interpreter"
+        name.symlink_to(os.path.realpath(sys.executable))
+        # Without site, since it does not find the packages of this environment.
+        assert gsssocks("run", "--", name, "-S", "-c", "", env=env).stderr == ""
 
 
 class TestChildren:
@@ -330,7 +355,8 @@ class TestAWrongSetUp:
         assert self.stopped(done).startswith(f"gsssocks run: {reason} makes Python ignore the environment")
 
     def test_env_that_starts_something_else(self, env: Env) -> None:
-        assert outcome(gsssocks("run", "--", "env", "-i", "echo", "python", "-I", env=env)) == (0, "python -I\n", "")
+        done = gsssocks("run", "--", "env", "-i", "echo", "python", "-I", env=env)
+        assert (done.returncode, done.stdout) == (0, "python -I\n")
 
     def test_env_that_adds_to_the_path(self, env: Env, tmp_path: Path) -> None:
         script(tmp_path, "", "mine.py")
