@@ -348,8 +348,12 @@ def _listeners(choices: Sequence[ListenerChoice]) -> Sequence[_originals.SocketT
 
 
 def _listen(host: str, port: int) -> _originals.SocketType:
-    family, _, _, _, address = _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0]
-    return listen(family, address)
+    try:
+        family, _, _, _, address = _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0]
+        return listen(family, address)
+    except OSError as error:
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise type(error)(error.errno, f"{where}: {error.strerror}") from error
 
 
 def _check_able_to_accept(keytab: str | None) -> None:

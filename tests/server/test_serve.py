@@ -499,10 +499,19 @@ class TestConfiguration:
         with running(tmp_path, "--listen", ANYWHERE, KRB5_KTNAME="FILE:/nowhere") as (service, _):
             assert "WARNING gsssocks.server: no client can come by Kerberos: no key to accept clients" in service.log()
 
-    def test_a_port_in_use_ends_it_with_1(self) -> None:
+    def test_a_port_in_use_ends_it_with_1_and_is_named(self) -> None:
         with Target() as target:
-            done = run("--listen", "{}:{}".format(*target.address))
-        assert (done.returncode, done.stderr) == (1, "gsssocks serve: cannot listen: Address already in use\n")
+            where = "{}:{}".format(*target.address)
+            done = run("--listen", f"{ANYWHERE},{where}")
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"gsssocks serve: cannot listen: {where}: Address already in use\n",
+        )
+
+    def test_a_name_that_nobody_knows_ends_it_with_1_and_is_named(self) -> None:
+        done = run("--listen", "unknown.invalid:1080")
+        assert done.returncode == 1
+        assert done.stderr.startswith("gsssocks serve: cannot listen: unknown.invalid:1080: ")
 
 
 class TestLine:
