@@ -154,11 +154,21 @@ def _add_proxy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rules", metavar="LIST", help="destination=action, separated by commas")
 
 
+def _given(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """What `_add_proxy_options` has got, as the variables that the program is told it by, and for each of them the
+    option that it stands for."""
+    given = {name: getattr(options, name) for name in ("proxy", "no_proxy", "rules")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return (
+        {f"GSSSOCKS_{name.upper()}": value for name, value in given.items()},
+        {f"GSSSOCKS_{name.upper()}": f"option --{name.replace('_', '-')}" for name in given},
+    )
+
+
 def _run(options: argparse.Namespace) -> int:
-    given = {"PROXY": options.proxy, "NO_PROXY": options.no_proxy, "RULES": options.rules}
-    settings = {f"GSSSOCKS_{name}": value for name, value in given.items() if value is not None}
+    variables, said_by = _given(options)
     try:
-        child = environment(os.environ, settings, children=options.children, warn=options.warn)
+        child = environment(os.environ, variables, children=options.children, warn=options.warn)
     except ValueError as error:
         return _failure("run", str(error), EX_CONFIG)
     ignoring = deaf(options.program, str(FOLDER))
@@ -169,7 +179,7 @@ def _run(options: argparse.Namespace) -> int:
         # Not refused: many a program of this kind is there to start Python.
         _warn("run", f"{program} is no Python: its own connections do not go through the proxy")
     try:
-        Settings.load(environ=child)
+        Settings.load(environ=child, said_by=said_by)
         _load_gssapi()
     except (TypeError, ValueError, AuthenticationError) as error:
         if not options.warn:

@@ -77,6 +77,7 @@ class Settings:
         bind: bool | None = None,
         placeholders: str | Iterable[str] | None = None,
         environ: Mapping[str, str] | None = None,
+        said_by: Mapping[str, str] | None = None,
         **proxy_options: object,
     ) -> Settings:
         """The settings from all sources.
@@ -90,12 +91,13 @@ class Settings:
             bind: None is what `GSSSOCKS_BIND` says, else the file, else no.
             placeholders: None is what `GSSSOCKS_PLACEHOLDERS` says, else the file, else the default ranges.
             environ: None is `os.environ`. `GSSSOCKS_CONFIG` is the file's path.
+            said_by: by a variable's name, what to call the source instead, where somebody else has set it for the user.
             proxy_options: arguments of `Proxy`, for every proxy.
 
         Raises:
             ValueError, TypeError: something is wrong; the message quotes it and names its source.
         """
-        return _Sources(os.environ if environ is None else environ).settings(
+        return _Sources(os.environ if environ is None else environ, said_by).settings(
             cls, proxy, no_proxy, rules, remote_dns, placeholders, bind, proxy_options
         )
 
@@ -118,9 +120,10 @@ def chosen_proxies(proxy: ProxyChoice = None) -> tuple[Proxy, ...]:
 class _Sources:
     """The weaker sources, and what was taken from where."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], said_by: Mapping[str, str] | None = None) -> None:
         _check_variables(environ)
         self._environ = environ
+        self._said_by = said_by or {}
         self._path = environ.get("GSSSOCKS_CONFIG", "")
         self._file: Mapping[str, Mapping[str, str]] = {}
         if self._path:
@@ -153,6 +156,9 @@ class _Sources:
             sources=self.said,
         )
 
+    def _variable_source(self, variable: str) -> str:
+        return self._said_by.get(variable, f"environment variable {variable}")
+
     def _option(self, name: str) -> str:
         return self._file.get("proxy", {}).get(name, "").strip()
 
@@ -184,7 +190,7 @@ class _Sources:
             return "argument", _listed(proxy)
         variable, url = environ_url(self._environ)
         if url:
-            return f"environment variable {variable}", _listed(url)
+            return self._variable_source(variable), _listed(url)
         if self._option("url"):
             return self._file_source("url"), _listed(self._option("url"))
         raise ValueError(
@@ -214,7 +220,7 @@ class _Sources:
             self.said["no_proxy"] = "argument"
             return Bypass(no_proxy)
         if _NO_PROXY in self._environ:
-            return self._named("no_proxy", f"environment variable {_NO_PROXY}", self._environ[_NO_PROXY])
+            return self._named("no_proxy", self._variable_source(_NO_PROXY), self._environ[_NO_PROXY])
         if "no_proxy" in self._file.get("proxy", {}):
             return self._named("no_proxy", self._file_source("no_proxy"), self._option("no_proxy"))
         # A general NO_PROXY belongs to a proxy that the environment names; it says nothing about one named in the
@@ -235,7 +241,7 @@ class _Sources:
     def _rules(self, rules: RuleChoice, bypass: Bypass, proxies: Iterable[Proxy]) -> Rules:
         source, chosen = "argument", rules
         if chosen is None and self._environ.get("GSSSOCKS_RULES"):
-            source, chosen = "environment variable GSSSOCKS_RULES", self._environ["GSSSOCKS_RULES"]
+            source, chosen = self._variable_source("GSSSOCKS_RULES"), self._environ["GSSSOCKS_RULES"]
         if chosen is None and "rules" in self._file:
             source, chosen = f"{self._path} [rules]", self._file["rules"]
         if chosen is not None:

@@ -259,6 +259,14 @@ class TestAWrongSetUp:
         assert quoted in said
         assert variable in said
 
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--proxy", "http://proxy:3128"), ("--no-proxy", "a b"), ("--rules", "*:25=perhaps")]
+    )
+    def test_in_an_option_is_quoted_with_its_name(self, env: Env, option: str, value: str) -> None:
+        said = self.stopped(inside("-c", "print('ran')", env=env, options=(option, value)))
+        assert said.startswith(f"gsssocks run: option {option}: bad ")
+        assert f"'{value}'" in said
+
     def test_a_typing_error_in_the_file_is_quoted_with_its_name(self, env: Env, tmp_path: Path) -> None:
         path = script(tmp_path, "[proxy]\nprotecton = integrity\n", "gsssocks.ini")
         said = self.stopped(inside("-c", "print('ran')", env={**env, "GSSSOCKS_CONFIG": str(path)}))
