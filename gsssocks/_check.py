@@ -1,8 +1,9 @@
 """`gsssocks check`: follows one connection from the configuration to the target, and says at each step what it found.
 
 Every step is a `Finding`; the first that fails ends the examination, since nothing behind it could succeed. Only a
-proxy that cannot be reached is followed by the next one, and a protection level that is refused by the next one, if
-there is one, as in a program. No secret is ever part of a finding: names, lifetimes and levels are, tokens, keys and
+proxy that cannot be reached is followed by the next one, a protection level that is refused by the next one, and so is
+an address of the target that the proxy cannot reach, if there is one, as in a program. A target that is reached
+directly takes no proxy. No secret is ever part of a finding: names, lifetimes and levels are, tokens, keys and
 passwords are not.
 """
 
@@ -10,89 +11,52 @@ from __future__ import annotations
 
 import http.client
 import socket
-import ssl
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable
-from urllib.parse import urlsplit
 
-from . import _originals
 from ._config import Settings
-from ._config.proxy import without_password
 from ._connecting import initiator
 from ._create_connection import create_connection
+from ._findings import Finding, Report
+from ._in_words import canonical_name, clock, duration
 from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Method, Request
-from ._transport import Deadline, Transport, call_within
-from .exceptions import AuthenticationError, LevelRefusedError
+from ._target import Target, ask, direct_connection, is_looked_up_here, looked_up
+from .exceptions import (
+    AuthenticationError,
+    LevelRefusedError,
+    ReplyError,
+    proxy_connection_error,
+    proxy_timeout,
+    refused_by_rule,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ._config import Proxy
+    from ._config.rules import Decision
     from ._gss import Initiator
     from ._protocol import ProtectionLevel
 
-__all__ = ["Finding", "Report", "examine"]
+__all__ = ["examine"]
 
-STATUS = {
-    "configuration": 2,
-    "credential": 3,
-    "service": 4,
-    "proxy": 5,
-    "authentication": 6,
-    "protection": 7,
-    "target": 8,
-}
-"""Exit status by the step that failed; 0 if none did."""
 _METHOD_NAMES = {Method.GSSAPI: "GSS-API", Method.USERPASS: "user name and password", Method.NONE: "none"}
 _SERVICES = ("socks", "rcmd", "host")
-_TOLERATED = 300  # seconds that clocks may be apart, unless krb5.conf says otherwise (`clockskew`)
-_PORTS = {"http": 80, "https": 443}
 
 
-@dataclass
-class Finding:
-    """One step of the examination.
-
-    Attributes:
-        step: a key of `STATUS`.
-        ok: whether it succeeded.
-        facts: what was found, in words.
-        milliseconds: how long it took.
-    """
-
-    step: str
-    ok: bool = True
-    facts: dict[str, str] = field(default_factory=dict)
-    milliseconds: float = 0.0
-
-
-@dataclass
-class Report:
-    """All findings, in order."""
-
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def status(self) -> int:
-        """The exit status: 0, or the number of the step that ended the examination (`STATUS`)."""
-        last = self.findings[-1]
-        return 0 if last.ok else STATUS[last.step]
-
-
-def examine(target: str | None = None, *, proxy: str | None = None, **options: Any) -> Report:
-    """Follows one connection through the proxy.
+def examine(target: str | None, environ: Mapping[str, str], said_by: Mapping[str, str]) -> Report:
+    """Follows one connection, as a program would make it that is started in an environment.
 
     Args:
         target: a URL (http, https) or `host:port`; None ends with a proxy that is ready to connect.
-        proxy: as for `install()`.
-        options: as for `install()`.
+        environ, said_by: as of `Settings.load()`.
     """
     report = Report()
     with suppress(_FailedError):
-        for finding in _Examination(target, proxy, options).steps():
+        for finding in _Examination(target, environ, said_by).steps():
             report.findings.append(finding)
     return report
 
@@ -103,11 +67,13 @@ class _FailedError(Exception):
 
 class _Examination:
     _proxy: Proxy
+    _target: Target | None = None
+    _directly = False
 
-    def __init__(self, target: str | None, proxy: str | None, options: dict[str, Any]) -> None:
-        self._target = target
-        self._given = proxy
-        self._options = options
+    def __init__(self, target: str | None, environ: Mapping[str, str], said_by: Mapping[str, str]) -> None:
+        self._given = target
+        self._environ = environ
+        self._said_by = said_by
 
     def steps(self) -> Iterator[Finding]:
         """Every finding.
@@ -116,9 +82,14 @@ class _Examination:
             _FailedError: after that of a step that ends the examination.
         """
         yield from self._step("configuration", self._configuration)
+        if self._target is not None and is_looked_up_here(self._settings, self._target.address):
+            yield from self._step("target", self._look_up)
+        if self._directly:
+            yield from self._step("target", self._ask_directly)
+            return
         yield from self._reach_a_proxy()
         try:
-            yield from self._negotiate_at_a_level()
+            yield from self._negotiate_for_an_address()
         finally:
             self._connection.close()
         if self._target is not None:
@@ -168,8 +139,8 @@ class _Examination:
         return finding
 
     def _configuration(self, facts: dict[str, str]) -> None:
-        settings = Settings.load(self._given, **self._options)
-        self._proxies = settings.proxies
+        settings = Settings.load(environ=self._environ, said_by=self._said_by)
+        self._settings, self._proxies = settings, settings.proxies
         for number, proxy in enumerate(settings.proxies):
             facts["proxy" if not number else f"then proxy {number + 1}"] = proxy.url
         for name, source in settings.sources.items():
@@ -180,10 +151,43 @@ class _Examination:
         facts["names"] = "resolved by the proxy" if settings.remote_dns else "resolved here"
         if settings.remote_dns:
             facts["placeholders"] = ", ".join(settings.placeholders)
-        self._destination = _destination(self._target)
-        if self._target is not None:
-            decision = settings.rules.decide(self._destination.host, self._destination.port)
-            facts["this target"] = f"{decision.action}, by {decision.rule}" if decision.rule else decision.action
+        # Without a target, one that is never asked for.
+        self._destinations = [Address("localhost", 1)]
+        if self._given is None:
+            return
+        self._target = Target.parsed(self._given)
+        self._destinations = [self._target.address]
+        self._obey(settings.rules.decide(self._target.address.host, self._target.address.port), facts)
+
+    def _obey(self, decision: Decision, facts: dict[str, str]) -> None:
+        facts["this target"] = f"{decision.action}, by {decision.rule}" if decision.rule else decision.action
+        if decision.action == "refuse":
+            raise refused_by_rule(str(self._destinations[0]), decision.rule)
+        self._decision, self._directly = decision, decision.action == "direct"
+        self._proxies = self._settings.proxies
+        if decision.protection is not None:
+            self._proxies = tuple(proxy.demanding(decision.protection) for proxy in self._proxies)
+
+    def _look_up(self, facts: dict[str, str]) -> None:
+        """As a program does that is given no placeholder: rules are for the address then, too."""
+        assert self._target is not None  # or there is nothing to look up
+        host, port = self._target.address.host, self._target.address.port
+        facts["target"] = str(self._target.address)
+        found = looked_up(host, port)
+        facts["looked up here"] = ", ".join(address.host for address in found)
+        rules = self._settings.rules
+        naming = rules.naming(host)
+        decision = rules.decide(found[0].host, port, naming)
+        self._destinations = [address for address in found if rules.decide(address.host, port, naming) == decision]
+        self._obey(decision, facts)
+
+    def _ask_directly(self, facts: dict[str, str]) -> None:
+        assert self._target is not None  # or nothing says that it is reached directly
+        facts["reached"] = f"directly, by {self._decision.rule}"
+        hosts, port = [address.host for address in self._destinations], self._target.address.port
+        with direct_connection(hosts, port, self._proxies[0].timeout) as connection:
+            facts["address"] = str(Address(*connection.getpeername()[:2]))
+            facts.update(ask(connection, self._target))
 
     def _credential(self, facts: dict[str, str]) -> None:
         from ._gss import Source, credential, kdc_clock_offset
@@ -196,11 +200,11 @@ class _Examination:
         if proxy.keytab is None and password is None:
             offset = kdc_clock_offset(proxy.ccache)
             if offset is not None:
-                facts["clock"] = _clock(offset)
+                facts["clock"] = clock(offset)
         found = credential(Source(proxy.principal, proxy.ccache, proxy.keytab, password, proxy.mechanism))
         facts["principal"] = found.principal
         facts["cache"] = found.cache
-        facts["valid for"] = _duration(found.lifetime)
+        facts["valid for"] = duration(found.lifetime)
 
     def _service(self, facts: dict[str, str]) -> None:
         facts["asked for"] = self._proxy.gss_target
@@ -209,7 +213,7 @@ class _Examination:
             facts["KDC"] = "gave a ticket"
         finally:
             facts["would work"] = ", ".join(self._working_services()) or "none of " + ", ".join(_SERVICES)
-            facts["name"] = _canonical_name(self._proxy.host)
+            facts["name"] = canonical_name(self._proxy.host)
 
     def _working_services(self) -> Iterator[str]:
         host = self._proxy.host.lower()
@@ -223,8 +227,28 @@ class _Examination:
     def _connect(self, facts: dict[str, str]) -> None:
         proxy = self._proxy
         facts["proxy"] = str(proxy)
-        self._connection = _direct_connection(proxy.host, proxy.port, proxy.timeout)
+        try:
+            self._connection = direct_connection([proxy.host], proxy.port, proxy.timeout)
+        except socket.timeout:
+            raise proxy_timeout("connecting to the proxy", str(proxy)) from None
+        except OSError as error:
+            raise proxy_connection_error(error, str(proxy)) from error
         facts["address"] = "{}:{}".format(*self._connection.getpeername()[:2])
+
+    def _negotiate_for_an_address(self) -> Iterator[Finding]:
+        *others, last = self._destinations
+        for self._destination in others:
+            self._not_granted = False
+            try:
+                yield from self._negotiate_at_a_level()
+            except _FailedError:
+                if not self._not_granted:
+                    raise
+            else:
+                return
+            yield from self._connect_again()
+        self._destination = last
+        yield from self._negotiate_at_a_level()
 
     def _negotiate_at_a_level(self) -> Iterator[Finding]:
         *preferred, last = self._proxy.levels
@@ -237,10 +261,13 @@ class _Examination:
                     raise
             else:
                 return
-            self._connection.close()
-            self._initiator, self._token = initiator(self._proxy), None
-            yield from self._step("proxy", self._connect)
+            yield from self._connect_again()
         yield from self._negotiate(last)
+
+    def _connect_again(self) -> Iterator[Finding]:
+        self._connection.close()
+        self._initiator, self._token = initiator(self._proxy), None
+        yield from self._step("proxy", self._connect)
 
     def _negotiate(self, level: ProtectionLevel) -> Iterator[Finding]:
         """The negotiation, one flight at a time, so that each step can be told from the next."""
@@ -263,13 +290,28 @@ class _Examination:
 
     def _exchange(self, until: Callable[[], bool]) -> None:
         while not until():
-            self._connection.sendall(self._to_send)
-            self._to_send = b""
-            octets = self._pending or self._connection.recv(65536)
-            if not octets:
-                raise self._negotiation.ended()
+            octets = self._heard()
             step = self._negotiation.receive(octets)
             self._pending, self._to_send = octets[step.taken :], step.to_send
+
+    def _heard(self) -> bytes:
+        """What the proxy says next, once it has what is to be sent."""
+        negotiation, peer = self._negotiation, str(self._proxy)
+        try:
+            # A proxy that has gone may have said something before, which explains more.
+            with suppress(ConnectionError):
+                self._connection.sendall(self._to_send)
+            self._to_send = b""
+            octets = self._pending or self._connection.recv(65536)
+        except socket.timeout:
+            raise proxy_timeout(negotiation.phase, peer) from None
+        except ConnectionError as error:
+            raise negotiation.ended() from error
+        except OSError as error:
+            raise proxy_connection_error(error, peer) from error
+        if not octets:
+            raise negotiation.ended()
+        return octets
 
     def _authenticate(self, facts: dict[str, str]) -> None:
         negotiation = self._negotiation
@@ -310,23 +352,21 @@ class _Examination:
             facts["target"] = "none given: the proxy is ready"
             return
         facts["target"] = str(self._destination)
-        self._exchange(lambda: self._negotiation.complete)
+        try:
+            self._exchange(lambda: self._negotiation.complete)
+        except ReplyError:
+            self._not_granted = True
+            raise
         facts["reply"] = f"granted; the proxy's address there is {self._negotiation.bound}"
 
     def _ask_target(self, facts: dict[str, str]) -> None:
         """A second connection, all the way, as a program would make it."""
-        parts = urlsplit(self._target or "")
-        host, port = self._destination.host, self._destination.port
-        with create_connection((host, port), timeout=self._proxy.timeout, proxy=self._proxy) as connection:
-            if parts.scheme not in _PORTS:
-                facts["connection"] = "made"
-                return
-            if parts.scheme == "https":
-                facts.update(
-                    _ask(ssl.create_default_context().wrap_socket(connection, server_hostname=host), parts.path)
-                )
-            else:
-                facts.update(_ask(connection, parts.path))
+        assert self._target is not None  # or there is nothing to ask
+        address = (self._destination.host, self._destination.port)
+        # Its name has been looked up already, or is not to be.
+        proxy = replace(self._proxy, remote_dns=True)
+        with create_connection(address, timeout=proxy.timeout, proxy=proxy) as connection:
+            facts.update(ask(connection, self._target))
 
 
 class _Begun:
@@ -347,42 +387,6 @@ def _method(method: Method) -> str:
     return f"{_METHOD_NAMES[method]} ({method:#04x})"
 
 
-def _destination(target: str | None) -> Address:
-    """Where `target` points; without one, an address that is never asked for."""
-    if target is None:
-        return Address("localhost", 1)
-    try:
-        parts = urlsplit(target if "://" in target else f"//{target}")
-        port = parts.port or _PORTS.get(parts.scheme)
-    except ValueError:
-        raise _bad(target) from None  # urlsplit's own words may quote a password
-    if not parts.hostname or port is None or parts.scheme not in ("", *_PORTS):
-        raise _bad(target)
-    return Address(parts.hostname, port)
-
-
-def _bad(target: str) -> ValueError:
-    shown = without_password(target if "://" in target else f"//{target}").removeprefix("//").partition("?")[0]
-    return ValueError(f"bad target {shown!r}: give a URL (http, https) or host:port")
-
-
-def _duration(seconds: int | None) -> str:
-    if seconds is None:
-        return "ever"
-    hours, minutes = divmod(seconds // 60, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
-
-
-def _clock(offset: float) -> str:
-    """In words, by how many seconds the KDC's clock was ahead of this machine's."""
-    if abs(offset) <= 1:  # that much is found where the second turns between request and answer
-        return "the same as the KDC's when the ticket was got"
-    apart = (
-        f"{_duration(round(abs(offset)))} {'behind' if offset > 0 else 'ahead of'} the KDC's when the ticket was got"
-    )
-    return apart if abs(offset) <= _TOLERATED else f"{apart}: too far for a proxy that has the right time; set it"
-
-
 def _open_keytab(name: str) -> None:
     """Kerberos itself would not say that it cannot be read, but that there are no credentials, or nothing while the
     cache has a ticket."""
@@ -390,58 +394,3 @@ def _open_keytab(name: str) -> None:
     if path.startswith("/"):
         with open(path, "rb"):
             pass
-
-
-def _canonical_name(host: str) -> str:
-    """What the resolver makes of the proxy's name: MIT Kerberos may ask for that instead, unless krb5.conf says no."""
-    try:
-        info = _originals.getaddrinfo(host, None, 0, socket.SOCK_STREAM, 0, socket.AI_CANONNAME)
-        canonical = info[0][3] or host
-        address = str(info[0][4][0])
-    except OSError as error:
-        return f"{host} does not resolve: {error}"
-    try:
-        pointer = _originals.gethostbyaddr(address)[0]
-    except OSError:
-        pointer = "no name"
-    text = f"{host} is {canonical} is {address} is {pointer}"
-    if canonical.lower() != host.lower():
-        text += f"; an alias: where krb5.conf has dns_canonicalize_hostname, Kerberos asks for {canonical}"
-    if pointer.lower() != canonical.lower():
-        text += f"; PTR mismatch: where krb5.conf has rdns, Kerberos asks for {pointer}"
-    agreeing = canonical.lower() == host.lower() == pointer.lower()
-    return text if agreeing else f"{text}; if the KDC knows another, give target_name="
-
-
-def _direct_connection(host: str, port: int, timeout: float | None) -> socket.socket:
-    deadline = Deadline(timeout)
-    addresses = call_within(deadline, lambda: _originals.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
-    failure: OSError | None = None
-    for family, kind, proto, _, address in addresses:
-        connection = _originals.socket(family, kind, proto)
-        try:
-            transport = Transport(connection.fileno(), family)
-            try:
-                transport.connect(address, deadline)
-            finally:
-                transport.release()
-            connection.settimeout(timeout)
-        except OSError as error:
-            failure = error
-            connection.close()
-        else:
-            return connection
-    raise failure or OSError(f"{host} has no address")
-
-
-def _ask(connection: socket.socket, path: str) -> dict[str, str]:
-    """What an HTTP server answers to HEAD."""
-    with connection:
-        asked = http.client.HTTPConnection("")
-        asked.sock = connection
-        asked.request("HEAD", path or "/", headers={"Connection": "close"})
-        answer = asked.getresponse()
-        facts = {"answer": f"HTTP {answer.status} {answer.reason}"}
-        if isinstance(connection, ssl.SSLSocket):
-            facts["TLS"] = str(connection.version())
-        return facts

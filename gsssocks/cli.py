@@ -12,9 +12,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from . import __version__
-from ._check import STATUS, examine
+from ._check import examine
 from ._config import Settings
 from ._deafness import deaf, foreign
+from ._findings import STATUS
 from ._injection import FOLDER, environment, hook_paths, install_hook, remove_hook
 from ._startup import EX_CONFIG, INJECT
 from .exceptions import AuthenticationError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from ._check import Report
+    from ._findings import Report
 
 __all__ = ["main"]
 
@@ -109,9 +110,8 @@ def _add_check(commands: _Commands) -> None:
         "check",
         help="follow one connection through the proxy and say what is wrong",
         description="Examines configuration, ticket, service, proxy, authentication and protection, then connects to "
-        "TARGET. Exit status: 0, or "
-        + ", ".join(f"{number} {step}" for step, number in STATUS.items())
-        + ": the step that failed.",
+        "TARGET, as a program that `gsssocks run` starts does: what is reached directly takes no proxy. Exit status: "
+        "0, or " + ", ".join(f"{number} {step}" for step, number in STATUS.items()) + ": the step that failed.",
     )
     _add_proxy_options(check)
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -235,10 +235,8 @@ def _show_removed(removed: Sequence[Path]) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    given = {"no_proxy": options.no_proxy, "rules": options.rules}
-    report = examine(
-        options.target, proxy=options.proxy, **{name: value for name, value in given.items() if value is not None}
-    )
+    variables, said_by = _given(options)
+    report = examine(options.target, {**os.environ, **variables}, said_by)
     if options.json:
         findings = [asdict(finding) for finding in report.findings]
         print(json.dumps({"status": report.status, "findings": findings}, indent=2))
@@ -252,6 +250,8 @@ def _check(options: argparse.Namespace) -> int:
 def _conclusion(report: Report) -> str:
     if report.status:
         return f"It fails at the {report.findings[-1].step}."
+    if report.directly:
+        return f"All is well: this target is reached {report.directly}. No proxy was asked."
     return "All is well." if all(finding.ok for finding in report.findings) else "It works, but for what failed above."
 
 

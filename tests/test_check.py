@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsssocks._gss import kdc_clock_offset
+from gsssocks.server import ProxyServer
 from gsssocks.testing import Realm
 from tests.peers.dante import Dante
-from tests.peers.host import Host
+from tests.peers.host import Host, received_until_end
 from tests.peers.microsocks import Microsocks
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     import trustme
@@ -72,7 +74,7 @@ def microsocks() -> Iterator[Microsocks]:
 
 @pytest.fixture
 def env(two_services: Realm, trust: trustme.CA, tmp_path: Path) -> Env:
-    """alice's ticket, trust in the HTTPS server, this checkout, and no proxy."""
+    """alice's ticket, trust in the HTTPS server, this checkout, no proxy, and nothing that is reached directly."""
     ca_file = str(tmp_path / "ca.pem")
     trust.cert_pem.write_to_path(ca_file)
     inherited = {
@@ -80,7 +82,13 @@ def env(two_services: Realm, trust: trustme.CA, tmp_path: Path) -> Env:
         for name, value in os.environ.items()
         if not name.upper().endswith("_PROXY") and not name.startswith("GSSSOCKS_")
     }
-    return {**inherited, **two_services.env, "PYTHONPATH": str(ROOT), "SSL_CERT_FILE": ca_file}
+    return {
+        **inherited,
+        **two_services.env,
+        "PYTHONPATH": str(ROOT),
+        "SSL_CERT_FILE": ca_file,
+        "GSSSOCKS_NO_PROXY": "",
+    }
 
 
 def check(*arguments: str, env: Env) -> subprocess.CompletedProcess[str]:
@@ -142,7 +150,7 @@ class TestASetUpThatWorks:
         assert facts["proxy"] == proxy.url()
         assert facts["proxy from"] == "environment variable GSSSOCKS_PROXY"
         assert facts["no_proxy from"] == "environment variable GSSSOCKS_NO_PROXY"
-        assert facts["rules from"] == "argument"
+        assert facts["rules from"] == "option --rules"
         assert facts["rules"] == "*:25=refuse"
         assert facts["directly"] == ".example.org"
         assert facts["names"] == "resolved by the proxy"
@@ -210,6 +218,156 @@ class TestASetUpThatWorks:
         target = f"localhost:{echo.address[1]}"
         facts = steps("--proxy", proxy.url(), "--no-proxy", "", target, env=env)["configuration"]
         assert facts["this target"] == "proxy"
+
+
+@pytest.fixture(scope="module")
+def weaker(two_services: Realm) -> Iterator[Dante]:
+    """Dante that accepts level 1 alone."""
+    with Dante(two_services, enctype="integrity") as started:
+        yield started
+
+
+class TestRules:
+    def test_that_refuses_the_target(self, proxy: Dante, env: Env) -> None:
+        arguments = ("--proxy", proxy.url(), "--rules", "*:25=refuse", "mail.example:25")
+        facts = problem("configuration", *arguments, env=env)
+        assert facts["this target"] == "refuse, by *:25=refuse"
+        assert "mail.example:25 are refused by the rule '*:25=refuse'" in facts["problem"]
+
+    def test_that_demands_a_level_which_the_proxy_does_not_grant(
+        self, weaker: Dante, echo: EchoServer, env: Env
+    ) -> None:
+        port = echo.address[1]
+        url = weaker.url(protection="integrity")
+        arguments = ("--proxy", url, "--rules", f"*:{port}=confidentiality", f"localhost:{port}")
+        assert "'confidentiality'" in problem("protection", *arguments, env=env)["problem"]
+
+    def test_that_demands_the_level_which_the_proxy_grants(self, weaker: Dante, echo: EchoServer, env: Env) -> None:
+        port = echo.address[1]
+        arguments = ("--proxy", weaker.url(), "--rules", f"*:{port}=integrity", f"localhost:{port}")
+        assert steps(*arguments, env=env)["protection"] == {"asked for": "integrity", "granted": "integrity"}
+
+    def test_of_another_target_demands_nothing(self, weaker: Dante, echo: EchoServer, env: Env) -> None:
+        url = weaker.url(protection="integrity")
+        arguments = ("--proxy", url, "--rules", "*:25=confidentiality", f"localhost:{echo.address[1]}")
+        assert steps(*arguments, env=env)["protection"]["granted"] == "integrity"
+
+
+class TestADirectTarget:
+    """The proxy is one that nobody can reach."""
+
+    @pytest.fixture
+    def url(self, nobody: tuple[str, int]) -> str:
+        return f"socks5h://localhost:{nobody[1]}"
+
+    def test_takes_no_proxy(self, url: str, echo: EchoServer, env: Env) -> None:
+        arguments = ("--proxy", url, "--no-proxy", "localhost", f"localhost:{echo.address[1]}")
+        facts = steps(*arguments, env=env)
+        assert list(facts) == ["configuration", "target"]
+        assert facts["configuration"]["this target"] == "direct, by no_proxy"
+        assert facts["target"]["reached"] == "directly, by no_proxy"
+        assert facts["target"]["connection"] == "made"
+
+    def test_is_told_in_the_last_line(self, url: str, echo: EchoServer, env: Env) -> None:
+        port = echo.address[1]
+        lines = check("--proxy", url, "--rules", f"*:{port}=direct", f"localhost:{port}", env=env).stdout.splitlines()
+        assert lines[-1] == f"All is well: this target is reached directly, by *:{port}=direct. No proxy was asked."
+
+    def test_that_is_a_web_server_answers(self, url: str, https_server: HTTPSServer, env: Env) -> None:
+        arguments = ("--proxy", url, "--no-proxy", "localhost", https_server.url("/nothing"))
+        facts = steps(*arguments, env=env)["target"]
+        assert facts["answer"] == "HTTP 501 Unsupported method ('HEAD')"
+        assert facts["TLS"].startswith("TLSv1.")
+
+    def test_that_is_an_address(self, url: str, echo: EchoServer, env: Env) -> None:
+        arguments = ("--proxy", url, "--no-proxy", "127.0.0.0/8", f"127.0.0.1:{echo.address[1]}")
+        assert steps(*arguments, env=env)["target"]["address"] == f"127.0.0.1:{echo.address[1]}"
+
+    def test_that_refuses(self, url: str, nobody: tuple[str, int], env: Env) -> None:
+        arguments = ("--proxy", url, "--no-proxy", "localhost", f"localhost:{nobody[1]}")
+        facts = problem("target", *arguments, env=env)
+        assert facts["reached"] == "directly, by no_proxy"
+        assert "refused" in facts["problem"]
+
+    def test_whose_name_nobody_knows(self, url: str, env: Env) -> None:
+        arguments = ("--proxy", url, "--no-proxy", ".invalid", "unknown.invalid:80")
+        assert problem("target", *arguments, env=env)["target"] == "unknown.invalid:80"
+
+
+class TestNamesResolvedHere:
+    HOSTS = "127.0.0.1 one.example\n127.0.0.9 two.example\n127.0.0.1 two.example\n"
+
+    @pytest.fixture
+    def env(self, env: Env, tmp_path: Path) -> Env:
+        (tmp_path / "hosts").write_text(self.HOSTS)
+        return {**env, "LD_PRELOAD": "libnss_wrapper.so", "NSS_WRAPPER_HOSTS": str(tmp_path / "hosts")}
+
+    def url(self, proxy: Dante) -> str:
+        return f"socks5://127.0.0.1:{proxy.port}?target_name=socks@localhost"
+
+    def test_the_proxy_is_asked_for_the_address(self, proxy: Dante, echo: EchoServer, env: Env) -> None:
+        port = echo.address[1]
+        facts = steps("--proxy", self.url(proxy), f"one.example:{port}", env=env)
+        assert facts["configuration"]["names"] == "resolved here"
+        assert facts["target"]["looked up here"] == "127.0.0.1"
+        assert facts["target"]["target"] == f"127.0.0.1:{port}"
+
+    def test_the_certificate_is_for_the_name(self, proxy: Dante, https_server: HTTPSServer, env: Env) -> None:
+        facts = steps("--proxy", self.url(proxy), https_server.url("/"), env=env)
+        assert facts["target"]["TLS"].startswith("TLSv1.")
+
+    def test_an_address_that_the_proxy_cannot_reach_is_passed_over(
+        self, proxy: Dante, echo: EchoServer, env: Env
+    ) -> None:
+        target = f"two.example:{echo.address[1]}"
+        status, found = findings("--proxy", self.url(proxy), target, env=env)
+        targets = [finding for finding in found if finding["step"] == "target"]
+        assert status == 0, found[-1]
+        assert targets[0]["facts"]["looked up here"] == "127.0.0.9, 127.0.0.1"
+        assert [finding["ok"] for finding in targets] == [True, False, True, True]
+        assert "refused by the target" in targets[1]["facts"]["problem"]
+
+    def test_a_rule_for_the_address_counts(self, weaker: Dante, echo: EchoServer, env: Env) -> None:
+        arguments = ("--proxy", self.url(weaker), "--rules", "127.0.0.0/8=integrity", f"one.example:{echo.address[1]}")
+        assert steps(*arguments, env=env)["protection"]["granted"] == "integrity"
+
+    def test_a_rule_may_refuse_the_address(self, proxy: Dante, env: Env) -> None:
+        arguments = ("--proxy", self.url(proxy), "--rules", "127.0.0.0/8=refuse", "one.example:80")
+        assert "'127.0.0.0/8=refuse'" in problem("target", *arguments, env=env)["problem"]
+
+    def test_nobody_knows_the_name(self, proxy: Dante, env: Env) -> None:
+        status, found = findings("--proxy", self.url(proxy), "unknown.invalid:80", env=env)
+        assert status == STATUS["target"]
+        assert [finding["step"] for finding in found] == ["configuration", "target"]
+
+
+def test_names_that_the_environment_leaves_to_the_proxy(two_services: Realm, echo: EchoServer, env: Env) -> None:
+    hosts = {"web.example": "127.0.0.1"}
+    env = {**env, "GSSSOCKS_REMOTE_DNS": "1"}
+    with ProxyServer("localhost", keytab=two_services.keytab, rules=["allow"], hosts=hosts) as knowing:
+        url = knowing.url().replace("socks5h://", "socks5://")
+        facts = steps("--proxy", url, f"web.example:{echo.address[1]}", env=env)
+    assert facts["target"]["target"] == f"web.example:{echo.address[1]}"
+
+
+class TestNoProxyOfTheEnvironment:
+    """As for `gsssocks run`."""
+
+    @pytest.fixture
+    def env(self, env: Env) -> Env:
+        del env["GSSSOCKS_NO_PROXY"]
+        return {**env, "NO_PROXY": "unknown.invalid"}
+
+    def test_counts_where_the_proxy_is_an_option(self, proxy: Dante, env: Env) -> None:
+        _, found = findings("--proxy", proxy.url(), "unknown.invalid:80", env=env)
+        facts = found[0]["facts"]
+        assert facts["this target"] == "direct, by no_proxy"
+        assert facts["proxy from"] == "option --proxy"
+        assert facts["no_proxy from"] == "environment variable NO_PROXY"
+
+    def test_counts_less_than_the_option(self, proxy: Dante, env: Env) -> None:
+        _, found = findings("--proxy", proxy.url(), "--no-proxy", "", "unknown.invalid:80", env=env)
+        assert found[0]["facts"]["this target"] == "proxy"
 
 
 class TestSeveralProxies:
@@ -404,13 +562,19 @@ def answer_as_a_web_server(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
+def reset(connection: socket.socket) -> None:
+    connection.recv(1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 class TestASetUpThatDoesNot:
     @pytest.mark.parametrize(
         ("arguments", "quoted"),
         [
             ((), "no proxy given"),
-            (("--proxy", "http://proxy:3128"), "'http://proxy:3128'"),
-            (("--proxy", "socks5h://proxy", "--no-proxy", "10.0.0.0/33"), "10.0.0.0/33"),
+            (("--proxy", "http://proxy:3128"), "option --proxy: bad proxy URL 'http://proxy:3128'"),
+            (("--proxy", "socks5h://proxy", "--no-proxy", "10.0.0.0/33"), "option --no-proxy: bad destination '10.0."),
+            (("--proxy", "socks5h://proxy", "--rules", "a=b"), "option --rules: bad rule 'a=b'"),
             (("--proxy", "socks5h://proxy", "nowhere"), "'nowhere'"),
         ],
     )
@@ -452,7 +616,28 @@ class TestASetUpThatDoesNot:
 
     def test_proxy(self, nobody: tuple[str, int], env: Env) -> None:
         arguments = ("--proxy", f"socks5h://localhost:{nobody[1]}")
-        assert "refused" in problem("proxy", *arguments, env=env)["problem"]
+        said = problem("proxy", *arguments, env=env)["problem"]
+        assert said == f"cannot reach the proxy localhost:{nobody[1]}: Connection refused"
+
+    def test_proxy_whose_name_nobody_knows(self, env: Env) -> None:
+        arguments = ("--proxy", "socks5h://unknown.invalid?target_name=socks@localhost")
+        said = problem("proxy", *arguments, env=env)["problem"]
+        assert said.startswith("cannot reach the proxy unknown.invalid:1080: ")
+
+    def test_authentication_at_a_proxy_that_says_nothing(self, env: Env) -> None:
+        with Host(received_until_end) as silent:
+            host, port = silent.address
+            arguments = ("--proxy", f"socks5h://{host}:{port}?target_name=socks@localhost&timeout=0.5")
+            said = problem("authentication", *arguments, env=env)["problem"]
+        assert said == (
+            f"timed out while waiting for the proxy to choose an authentication method (proxy {host}:{port})"
+        )
+
+    def test_authentication_at_a_proxy_that_resets_the_connection(self, env: Env) -> None:
+        with Host(reset) as unkind:
+            proxy = "socks5h://{}:{}?target_name=socks@localhost".format(*unkind.address)
+            said = problem("authentication", "--proxy", proxy, env=env)["problem"]
+        assert "closed the connection at once" in said
 
     def test_authentication_with_a_key_that_the_proxy_does_not_use(self, proxy: Dante, env: Env) -> None:
         arguments = ("--proxy", proxy.url(service="rcmd"))
