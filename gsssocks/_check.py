@@ -109,8 +109,10 @@ class _Examination:
 
     def _get_ticket(self) -> Iterator[Finding]:
         """Where the proxy may ask for none, to have none ends nothing."""
-        self._initiator = initiator(self._proxy)
-        self._token: bytes | None = None
+        prepared = self._timed("credential", self._prepare)
+        if not prepared.ok:
+            yield prepared
+            raise _FailedError
         if Method.GSSAPI not in self._proxy.offered:
             return
         for step, examine_step in (("credential", self._credential), ("service", self._service)):
@@ -188,6 +190,10 @@ class _Examination:
         with direct_connection(hosts, port, self._proxies[0].timeout) as connection:
             facts["address"] = str(Address(*connection.getpeername()[:2]))
             facts.update(ask(connection, self._target))
+
+    def _prepare(self, _facts: dict[str, str]) -> None:
+        self._initiator = initiator(self._proxy)
+        self._token: bytes | None = None
 
     def _credential(self, facts: dict[str, str]) -> None:
         from ._gss import Source, credential, kdc_clock_offset

@@ -639,6 +639,15 @@ class TestASetUpThatDoesNot:
             said = problem("authentication", "--proxy", proxy, env=env)["problem"]
         assert "closed the connection at once" in said
 
+    @pytest.mark.parametrize("methods", ["gssapi", "gssapi,userpass", "userpass"])
+    def test_gssapi_cannot_be_loaded(self, env: Env, tmp_path: Path, methods: str) -> None:
+        (tmp_path / "gssapi.py").write_text("raise ImportError('libgssapi_krb5.so.2: cannot open shared object file')")
+        env = {**env, "PYTHONPATH": f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"}
+        user = "&username=bob&password=s3cret" if "userpass" in methods else ""
+        facts = problem("credential", "--proxy", f"socks5h://localhost?methods={methods}{user}", env=env)
+        assert "libgssapi_krb5.so.2: cannot open shared object file" in facts["problem"]
+        assert "libgssapi-krb5-2" in facts["problem"]
+
     def test_authentication_with_a_key_that_the_proxy_does_not_use(self, proxy: Dante, env: Env) -> None:
         arguments = ("--proxy", proxy.url(service="rcmd"))
         problem("authentication", *arguments, env=env)
