@@ -990,13 +990,40 @@ class TestSettings:
             ("[rules]\nhost.example = allow\n", "bad rule 'host.example=allow'"),
             ("service = rcmd\n", "no section headers"),
             ("[proxy]\nservice = a\nservice = b\n", "'service'"),
-            ("[proxy]\nservice\n", "service"),
+            ("[proxy]\nservice\n", "line 2"),
         ],
     )
     def test_mistake_in_the_file_names_it(self, file: Path, text: str, says: str) -> None:
         with pytest.raises(ValueError, match=r"gsssocks\.ini") as caught:
             self.load(file, text, proxy=URL)
         assert says in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "url = socks5h://alice:{}@proxy\n",
+            "password = {}\nurl = socks5h://proxy\n",
+            "[proxy]\nurl socks5h://alice:{}@proxy\n",
+            "[proxy]\nurl: socks5h://alice:{}@proxy\n",
+            "[proxy]\nurl: socks5h://alice:{}@proxy?service=rcmd\n",
+            "[proxy]\nsocks5h://alice:{}@proxy?service=rcmd\n",
+            "[proxy]\nsocks5h://alice:{0}@proxy?service=a\nsocks5h://alice:{0}@proxy?service=b\n",
+            "[proxy]\npassword: {}\n",
+            "[proxy]\npassword: {}==\n",
+            "[proxy]\nno_proxy\npassword = {}\n",
+            "[proxy]\n[password {}\n",
+            "[proxy]\n[password {} = x\n",
+            "[password {}]\n",
+            "[password={}]\n",
+            "[rules]\npassword = {}\n",
+            "[rules]\nurl = socks5h://alice:{}@proxy\n",
+            "[rules]\nsocks5h://alice:{}@proxy?service=rcmd\n",
+        ],
+    )
+    def test_slip_in_the_file_shows_no_password(self, file: Path, text: str) -> None:
+        with pytest.raises(ValueError, match=r"gsssocks\.ini") as caught:
+            self.load(file, text.format("battery"), proxy=URL)
+        assert "battery" not in "".join(traceback.format_exception(None, caught.value, None))
 
     def test_mistake_in_the_files_url_names_the_file(self, file: Path) -> None:
         with pytest.raises(ValueError, match=r"gsssocks\.ini") as caught:

@@ -30,7 +30,12 @@ def read(path: str, options: Iterable[str]) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: the file cannot be read, or something in it is unknown; the message names the file.
     """
-    return read_sections(path, {"proxy": options, "rules": None}, "the file that GSSSOCKS_CONFIG names")
+    found = read_sections(path, {"proxy": options, "rules": None}, "the file that GSSSOCKS_CONFIG names")
+    for entry, action in found.get("rules", {}).items():
+        # No message about a rule may quote what has got among the rules from [proxy].
+        if entry == "password" or "://" in f"{entry}={action}":
+            raise ValueError(f"{path} [rules]: a URL or a password is no rule; write it under [proxy]")
+    return found
 
 
 def read_sections(path: str, known: Mapping[str, Iterable[str] | None], what: str) -> dict[str, dict[str, str]]:
@@ -48,23 +53,48 @@ def read_sections(path: str, known: Mapping[str, Iterable[str] | None], what: st
     parser = _Parser(interpolation=None, delimiters=("=",), default_section="")
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep case
     try:
-        parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        parser.read_string(text, source=path)
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {what}, {path!r}: {error}") from error
+    except configparser.Error as error:
+        raise ValueError(f"cannot read {what}, {path!r}: {_slip(error)}") from None
     found = {section: dict(parser.items(section)) for section in parser.sections()}
     for section, options in found.items():
-        _check_known(path, "section", section, known)
+        _check_known(path, text, "section", section, known)
         allowed = known[section]
         if allowed is not None:
             for name in options:
-                _check_known(path, "option", name, allowed)
+                _check_known(path, text, "option", name, allowed)
     return found
 
 
-def _check_known(path: str, what: str, name: str, known: Iterable[str]) -> None:
+# A slip may make of a password anything: a name, a header, a line of its own. What is quoted here ends in a journal.
+_HARMLESS = re.compile(r"[A-Za-z_]\w*")
+
+
+def _slip(error: configparser.Error) -> str:
+    """What is wrong, without the line that configparser quotes."""
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return f"line {error.lineno} has no section headers above it: write [section] there"
+    if isinstance(error, configparser.DuplicateSectionError):
+        return f"line {error.lineno} begins the section{_quoted(error.section)} again"
+    if isinstance(error, configparser.DuplicateOptionError):
+        return f"line {error.lineno} gives the option{_quoted(error.option)} again"
+    lines = ", ".join(str(line) for line, _ in getattr(error, "errors", ()))
+    return f"not understood: line {lines}; write name = value"
+
+
+def _quoted(name: str) -> str:
+    return f" {name!r}" if _HARMLESS.fullmatch(name) else ""
+
+
+def _check_known(path: str, text: str, what: str, name: str, known: Iterable[str]) -> None:
     known = tuple(known)
     if name in known:
         return
     near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-    raise ValueError(f"{path}: unknown {what} {name!r}{hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    lines = enumerate(text.split("\n"), 1)
+    line = next(at for at, line in lines if line.strip() == f"[{name}]" or line.partition("=")[0].strip() == name)
+    raise ValueError(f"{path}, line {line}: unknown {what}{_quoted(name)}; {hint}")
