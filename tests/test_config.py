@@ -163,6 +163,12 @@ class TestProxy:
         with pytest.raises(ValueError, match=says):
             Proxy("proxy.example", **options)
 
+    @pytest.mark.parametrize("name", ["username", "password"])
+    def test_user_that_is_no_text_is_not_quoted(self, name: str) -> None:
+        user: dict[str, Any] = {"username": "alice", "password": "x", name: b"battery"}
+        with pytest.raises(TypeError, match=f"{name} must be a string, not bytes"):
+            Proxy("proxy.example", methods="userpass", **user)
+
     def test_rule_that_demands_integrity_leaves_a_selective_proxy_selective(self) -> None:
         demanded = Proxy("proxy.example", protection="selective").demanding("integrity")
         assert demanded.levels == (ProtectionLevel.SELECTIVE,)

@@ -683,3 +683,17 @@ class TestEnd:
         assert {end.errno for end in ends} == {errno.ECONNRESET}
         assert all("proxy:1080" in str(end) for end in ends)
         assert len({str(end) for end in ends}) == len(ends)
+
+
+def test_token_that_no_message_holds() -> None:
+    """As of a delegated ticket with a long list of groups in it."""
+
+    class Large(Initiator):
+        def step(self, token: bytes | None) -> bytes | None:
+            made = super().step(token)
+            return made and made + bytes(65_536)
+
+    client = ClientNegotiation(Large("socks@localhost"), REQUEST, proxy="proxy:1080")
+    with pytest.raises(AuthenticationError, match="delegation='never'") as caught:
+        client.start()
+    assert caught.value.errno == errno.EMSGSIZE

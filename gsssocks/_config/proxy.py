@@ -118,6 +118,10 @@ class Proxy:
             raise ValueError("proxy confidential= chooses message by message, which takes protection='selective'")
 
     def _check_user(self) -> None:
+        for name in ("username", "password"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"proxy {name} must be a string, not {type(value).__name__}")
         by_password = "userpass" in self.methods.split(",")
         if by_password and (self.username is None or self.password is None):
             raise ValueError("the method 'userpass' takes username= and password=")

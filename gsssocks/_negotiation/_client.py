@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Callable
 
 from gsssocks._protocol import (
+    MAX_TOKEN,
     Address,
     Command,
     Greeting,
@@ -178,6 +179,12 @@ class ClientNegotiation(Negotiation):
             raise self._as_foreseen()
 
     def _send_context_token(self, token: bytes | None) -> None:
+        if token and len(token) > MAX_TOKEN:
+            raise AuthenticationError(
+                errno.EMSGSIZE,
+                f"the ticket for the proxy {self._proxy} makes a token of {len(token)} octets, and a message holds "
+                f"{MAX_TOKEN}: a ticket that is delegated is part of it, which delegation='never' leaves out",
+            )
         if token:
             self._to_send += TokenMessage(MessageType.CONTEXT, token).encode()
 
