@@ -60,8 +60,8 @@ class Ruleset:
         rules: each "allow" or "deny", then its conditions, divided by spaces: "principal=" one of these, where "*"
             stands for any characters; "command=" connect, bind or udp; "to=" one of these destinations, written as in a
             `no_proxy` list: names, ".suffix", addresses, CIDR blocks, each with a port or without, or "*"; or "@self",
-            every address that this machine has when it is asked for. Several of a kind are divided by commas. What is
-            left out is any.
+            every address that this machine has when it is asked for, and multicast, which reaches it, too. Several of a
+            kind are divided by commas. What is left out is any.
 
     Raises:
         ValueError: a rule is none; the message quotes it.

@@ -123,11 +123,12 @@ def source(family: int, peer: SocketAddress) -> SocketAddress:
 
 
 def is_own(host: str) -> bool:
-    """Whether this address is one of this machine's own; also where that cannot be found out."""
+    """Whether what is sent to this address may reach this machine itself; also where that cannot be found out."""
     ip = ipaddress.ip_address(host)
-    if ip.is_loopback or ip.is_unspecified:
+    # What goes to a group comes back to whoever listens here.
+    if ip.is_loopback or ip.is_unspecified or ip.is_multicast:
         return True
-    if ip.is_multicast or not _can_be_bound(host):
+    if not _can_be_bound(host):
         return False
     if not _can_be_bound(_NOBODYS[ip.version]):
         return True

@@ -181,9 +181,13 @@ class TestThisMachine:
             with pytest.raises(gsssocks.ReplyError):
                 through(proxy, ("198.51.100.7", port))
 
-    @pytest.mark.parametrize("host", ["198.51.100.7", "10.0.0.1", "2001:db8::1", "224.0.0.251", "ff02::fb"])
+    @pytest.mark.parametrize("host", ["198.51.100.7", "10.0.0.1", "2001:db8::1"])
     def test_is_no_other(self, host: str) -> None:
         assert allowed(["deny to=@self", "allow"], host)
+
+    @pytest.mark.parametrize("group", ["224.0.0.251", "239.255.255.250", "ff02::fb"])
+    def test_is_reached_by_multicast(self, group: str) -> None:
+        assert not allowed(["deny to=@self", "allow"], group)
 
     def test_has_no_port(self) -> None:
         with pytest.raises(ValueError, match="bad destination '@self:80'"):
