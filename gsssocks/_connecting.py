@@ -298,16 +298,18 @@ def _connect_to_proxy(sock: socket.socket, tunnel: Tunnel, deadline: Deadline) -
     proxy = tunnel.proxy
     failure: OSError | None = None
     try:
-        for family, address in _proxy_addresses(proxy, sock.family, deadline):
+        addresses = _proxy_addresses(proxy, sock.family, deadline)
+        for left, (family, address) in zip(range(len(addresses), 0, -1), addresses):
             mapped = family == socket.AF_INET and _takes_mapped(_transport(sock))
             needed = socket.AF_INET6 if mapped else family
             if failure is not None or needed != _transport(sock).family:
                 _renew(sock, tunnel, needed)
             try:
-                return _transport(sock).connect(in_family(address, needed), deadline)
-            except socket.timeout:
-                raise
+                # Of several hosts that share the name, one that is off must leave time for the others.
+                return _transport(sock).connect(in_family(address, needed), deadline.share(left))
             except OSError as error:
+                if left == 1 and isinstance(error, socket.timeout):
+                    raise
                 failure = error
     except socket.timeout:
         raise proxy_timeout("connecting to the proxy", str(proxy)) from None

@@ -18,6 +18,7 @@ import gsssocks
 from gsssocks import GSSSocket, Proxy, _originals
 from gsssocks.testing import ScriptedProxy
 from tests.peers.host import PATIENCE_SECONDS
+from tests.peers.off import name_of_two_hosts
 from tests.test_threads import Call
 
 if TYPE_CHECKING:
@@ -192,6 +193,17 @@ class TestMappedAddress:
                 return [event for _, event in waiting.poll(PATIENCE_SECONDS)]
 
         assert same_as_plain(events).value == [select.EPOLLOUT]
+
+
+@pytest.mark.usefixtures("in_the_realm")
+def test_host_that_is_off_leaves_time_for_the_others_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedProxy(grant) as there, name_of_two_hosts(monkeypatch, there.port) as name:
+        proxy = Proxy(name, there.port, target_name="socks@localhost", timeout=4.0)
+        gsssocks.create_connection(TARGET, proxy=proxy).close()
+
+
+def grant(client: Conversation) -> None:
+    client.open_tunnel()
 
 
 @pytest.mark.usefixtures("in_the_realm")

@@ -229,10 +229,12 @@ class Client:
         self._join(target, peer)
 
     def _serve_udp(self, envelopes: Envelopes, permission: Permission, ways: Ways) -> None:
-        association = self._obtain(lambda: Association(self._socket, envelopes, permission, ways, self._session))
+        association = self._obtain(
+            lambda: Association(self._socket, self._transport, envelopes, permission, ways, self._session)
+        )
         try:
             self._answer(_SUCCEEDED, association.address)
-            association.run(self._transport, self._stop)
+            association.run(self._stop)
         except BaseException:
             reset_on_close(self._socket)
             raise

@@ -14,7 +14,7 @@ from gsssocks._transport import Deadline
 from gsssocks.exceptions import ProtectionError, ProtocolError
 
 from ._sockets import SocketAddress, beside, local_address, shown
-from ._waiting import NEVER
+from ._waiting import NEVER, Left, check_is_there
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,6 +120,7 @@ class Association:
 
     Args:
         sock: the client's connection.
+        transport: the same, to be watched.
 
     Raises:
         OSError: it cannot be had, or is not allowed.
@@ -128,12 +129,14 @@ class Association:
     def __init__(
         self,
         sock: _originals.SocketType,
+        transport: Transport,
         envelopes: Envelopes,
         permission: Permission,
         ways: Ways,
         session: Session,
     ) -> None:
         permission.check_any()
+        self._transport = transport
         self._envelopes = envelopes
         self._permission = permission
         self._ways = ways
@@ -149,21 +152,29 @@ class Association:
         for sock in (self._inward, *self._outward.values()):
             sock.close()
 
-    def run(self, client: Transport, stop: StopSign) -> None:
+    def run(self, stop: StopSign) -> None:
         """Passes datagrams on until the client ends its connection.
 
         Raises:
             OSError: the connection broke.
         """
-        while True:
-            sockets = {sock.fileno(): sock for sock in (self._inward, *self._outward.values())}
-            wanted = dict.fromkeys((client.fd, *sockets), selectors.EVENT_READ)
-            ready = stop.wait(wanted, NEVER)
-            if client.fd in ready and _has_ended(client):
-                return
-            for fd, sock in sockets.items():
-                if fd in ready:
-                    self._pass_on(sock, self._to_target if sock is self._inward else self._to_client)
+        try:
+            while True:
+                self._pass_on_what_comes(stop)
+        except Left as left:
+            if left.error is not None:
+                raise left.error from None
+
+    def _pass_on_what_comes(self, stop: StopSign) -> None:
+        client = self._transport
+        sockets = {sock.fileno(): sock for sock in (self._inward, *self._outward.values())}
+        wanted = dict.fromkeys((client.fd, *sockets), selectors.EVENT_READ)
+        ready = stop.wait(wanted, NEVER)
+        if client.fd in ready:
+            check_is_there(client)
+        for fd, sock in sockets.items():
+            if fd in ready:
+                self._pass_on(sock, self._to_target if sock is self._inward else self._to_client)
 
     def _pass_on(self, sock: _originals.SocketType, onward: Callable[[bytes, SocketAddress], None]) -> None:
         for _ in range(BATCH):
@@ -221,7 +232,7 @@ class Association:
         addresses: Sequence[tuple[int, SocketAddress]] = ()
         reason = "unknown name"
         try:
-            addresses = self._ways.to(destination, socket.SOCK_DGRAM, Deadline(LOOKUP_SECONDS))
+            addresses = self._ways.to(destination, socket.SOCK_DGRAM, Deadline(LOOKUP_SECONDS), self._transport)
         except PermissionError:
             reason = "not allowed"
         except OSError:
@@ -261,15 +272,6 @@ def _remember(memory: dict[Key, Value], key: Key, value: Value) -> None:
     memory[key] = value
     if len(memory) > REMEMBERED:
         del memory[next(iter(memory))]
-
-
-def _has_ended(client: Transport) -> bool:
-    """Whether the client has ended its connection; what it says there otherwise has no meaning."""
-    view = memoryview(bytearray(4096))
-    seen = client.peek(view)
-    if seen:
-        client.take(view[:seen])
-    return seen == 0
 
 
 def _opened(family: int, address: SocketAddress) -> _originals.SocketType:

@@ -15,7 +15,7 @@ from gsssocks._transport import Deadline, Transport
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NEVER", "CountingTransport", "StopSign", "StoppableTransport", "Stopped"]
+__all__ = ["NEVER", "CountingTransport", "Left", "StopSign", "StoppableTransport", "Stopped", "check_is_there"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,18 @@ NEVER = Deadline(None)
 
 class Stopped(Exception):  # noqa: N818  # not a mistake of anybody's
     """The server is being stopped."""
+
+
+class Left(Exception):  # noqa: N818  # nor is this
+    """The client ended its connection while something was done for it.
+
+    Attributes:
+        error: what broke it; None if it ended in order.
+    """
+
+    def __init__(self, error: OSError | None) -> None:
+        super().__init__()
+        self.error = error
 
 
 class StopSign:
@@ -71,12 +83,16 @@ class StopSign:
             raise Stopped
         return ready
 
-    def call(self, function: Callable[[], T], deadline: Deadline) -> T:
+    def call(self, function: Callable[[], T], deadline: Deadline, client: Transport | None = None) -> T:
         """Calls a function that waits by itself (a name lookup). It is left behind in its thread if the time runs out,
-        or the server is to stop.
+        or the server is to stop, or the client leaves.
+
+        Args:
+            client: the connection of a client that has nothing more to say; None is not watched.
 
         Raises:
             Stopped: the server is to stop.
+            Left: the client has.
             socket.timeout: the time ran out. Otherwise what the function raises.
         """
         reading, writing = os.pipe()
@@ -92,11 +108,38 @@ class StopSign:
 
         try:
             _started(run, writing)
-            if not self.wait({reading: selectors.EVENT_READ}, deadline):
-                raise socket.timeout("timed out")
+            self._await(reading, deadline, client)
         finally:
             os.close(reading)
         return outcome.result()
+
+    def _await(self, reading: int, deadline: Deadline, client: Transport | None) -> None:
+        watched = (reading,) if client is None else (reading, client.fd)
+        while True:
+            ready = self.wait(dict.fromkeys(watched, selectors.EVENT_READ), deadline)
+            if not ready:
+                raise socket.timeout("timed out")
+            if reading in ready:
+                return
+            if client is not None:
+                check_is_there(client)
+
+
+def check_is_there(client: Transport) -> None:
+    """Takes what a client that has nothing more to say has said all the same.
+
+    Raises:
+        Left: it has ended its connection.
+    """
+    view = memoryview(bytearray(4096))
+    try:
+        seen = client.peek(view)
+        if seen:
+            client.take(view[:seen])
+    except OSError as error:
+        raise Left(error) from error
+    if seen == 0:
+        raise Left(None)
 
 
 def _started(run: Callable[[], None], writing: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gsssocks._protocol import Address
-    from gsssocks._transport import Deadline
+    from gsssocks._transport import Deadline, Transport
 
     from ._rules import Permission
     from ._waiting import StopSign
@@ -38,31 +38,36 @@ class Ways:
         self._stop = stop
 
     def connect(self, destination: Address, deadline: Deadline) -> _originals.SocketType:
-        """A connection to the first address of the destination that can be had.
+        """A connection to the first address of the destination that can be had; each has its share of the time.
 
         Raises:
             OSError: there is none.
         """
         failure: OSError = OSError(errno.EHOSTUNREACH, f"{destination.host} has no address")
-        for family, address in self.to(destination, socket.SOCK_STREAM, deadline):
+        addresses = self.to(destination, socket.SOCK_STREAM, deadline)
+        for left, (family, address) in zip(range(len(addresses), 0, -1), addresses):
             try:
-                return self._connected(family, address, deadline)
-            except socket.timeout:
-                raise
+                return self._connected(family, address, deadline.share(left))
             except OSError as error:
                 failure = error
         raise failure
 
-    def to(self, destination: Address, kind: int, deadline: Deadline) -> Sequence[tuple[int, SocketAddress]]:
+    def to(
+        self, destination: Address, kind: int, deadline: Deadline, client: Transport | None = None
+    ) -> Sequence[tuple[int, SocketAddress]]:
         """Families and addresses of the destination, those that are allowed.
 
+        Args:
+            client: whose leaving ends a lookup; None is not watched.
+
         Raises:
+            Left: the client has.
             PermissionError: none is.
             OSError: the name is unknown, or was not found in time.
         """
         self._permission.check_name(destination)
         allowed, refusal = [], None
-        for family, address in self._all(destination, kind, deadline):
+        for family, address in self._all(destination, kind, deadline, client):
             try:
                 self._permission.check(destination, shown(address).host)
             except PermissionError as error:
@@ -73,11 +78,13 @@ class Ways:
             raise refusal
         return allowed
 
-    def _all(self, destination: Address, kind: int, deadline: Deadline) -> Sequence[tuple[int, SocketAddress]]:
+    def _all(
+        self, destination: Address, kind: int, deadline: Deadline, client: Transport | None
+    ) -> Sequence[tuple[int, SocketAddress]]:
         with suppress(ValueError):
             ipaddress.ip_address(destination.host)
             return self._found(destination, kind)  # asks nobody
-        return self._stop.call(lambda: self._found(destination, kind), deadline)
+        return self._stop.call(lambda: self._found(destination, kind), deadline, client)
 
     def _found(self, destination: Address, kind: int) -> Sequence[tuple[int, SocketAddress]]:
         host = self._hosts.get(destination.host.lower().rstrip("."), destination.host)

@@ -99,6 +99,19 @@ class Target:
         return connection
 
 
+class SlowHosts(dict[str, str]):
+    """Whoever asks for a name waits until the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = threading.Event(), threading.Event()
+
+    def get(self, _name: str, default: str) -> str:  # type: ignore[override]
+        self.asked.set()
+        self.answer.wait(LIMIT)
+        return default
+
+
 class ByHand:
     """RFC 1961 by hand: a client with nothing of gsssocks in it, so that it can do anything.
 

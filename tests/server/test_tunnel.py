@@ -27,6 +27,7 @@ from tests.peers.by_hand import (
     RESET,
     ByHand,
     Exhausted,
+    SlowHosts,
     Target,
     last_session,
     receive_all,
@@ -37,6 +38,7 @@ from tests.peers.by_hand import (
     through,
     until,
 )
+from tests.peers.off import name_of_two_hosts
 from tests.peers.targets import EchoServer, SinkServer, SourceServer, octets
 
 if TYPE_CHECKING:
@@ -464,6 +466,14 @@ class TestRefusals:
                 through(proxy, address)
             assert last_session(proxy).reply == 6
 
+    def test_an_address_that_does_not_answer_leaves_time_for_the_name_s_others(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with ExitStack() as stack:
+            port = stack.enter_context(Target()).address[1]
+            name = stack.enter_context(name_of_two_hosts(monkeypatch, port))
+            through(stack.enter_context(serving(connect_timeout=4.0)), (name, port)).close()
+
     @pytest.mark.parametrize(
         ("error", "code"),
         [
@@ -832,19 +842,6 @@ def assert_cut_short(target: Target, data: bytes = b"") -> None:
         receive_all(accepted, heard)
     # A reset may overtake what was sent before it.
     assert data.startswith(heard)
-
-
-class SlowHosts(dict[str, str]):
-    """Whoever asks for a name waits until the test says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked, self.answer = threading.Event(), threading.Event()
-
-    def get(self, _name: str, default: str) -> str:  # type: ignore[override]
-        self.asked.set()
-        self.answer.wait(LIMIT)
-        return default
 
 
 def send_for_ever(client: ByHand) -> None:

@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gsssocks._protocol import Address, Datagram
-from gsssocks.server import ProxyServer
-from tests.peers.by_hand import LIMIT, RESET, ByHand, both_families, last_session, server_threads, serving, until
+from gsssocks.server import ProxyServer, _udp
+from tests.peers.by_hand import (
+    LIMIT,
+    RESET,
+    ByHand,
+    SlowHosts,
+    both_families,
+    last_session,
+    server_threads,
+    serving,
+    until,
+)
 from tests.peers.datagrams import UDPEcho
 
 if TYPE_CHECKING:
@@ -205,6 +215,31 @@ class TestAssociation:
             client.control.stream.close()
             assert isinstance(last_session(proxy).error, ConnectionResetError)
             assert_closed(client.relay)
+
+    @pytest.mark.parametrize("how", ["in order", "by a reset"])
+    def test_ends_with_the_clients_connection_while_a_name_is_looked_up(
+        self, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        monkeypatch.setattr(_udp, "LOOKUP_SECONDS", 10 * LIMIT)
+        hosts = SlowHosts()
+        with serving(hosts=hosts) as proxy, Associated(proxy) as client:
+            client.send(("slow.test", 53), b"x")
+            assert hosts.asked.wait(LIMIT)
+            if how == "by a reset":
+                client.control.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            client.control.stream.close()
+            assert isinstance(last_session(proxy).error, ConnectionResetError) == (how == "by a reset")
+            assert "gsssocks-wait" in server_threads()  # it still is
+            hosts.answer.set()
+
+    def test_name_is_looked_up_whatever_the_client_says_on_its_connection(self, target: tuple[str, int]) -> None:
+        hosts = SlowHosts()
+        with serving(hosts=hosts) as proxy, Associated(proxy) as client:
+            client.send(("localhost", target[1]), b"x")
+            assert hosts.asked.wait(LIMIT)
+            client.control.send(b"nothing in particular" * 1000)
+            hosts.answer.set()
+            assert client.receive() == (target, b"x")
 
     def test_ends_when_the_proxy_stops(self, proxy: ProxyServer, target: tuple[str, int]) -> None:
         with Associated(proxy) as client:
