@@ -19,7 +19,13 @@ from ._negotiation import ClientNegotiation
 from ._protocol import Address, Command, Method, Request
 from ._transport import Deadline, Transport, call_within
 from ._tunnel import Attachment, Beside, Tunnel, attachment_of
-from .exceptions import LevelRefusedError, ProxyConnectionError, proxy_connection_error, proxy_timeout
+from .exceptions import (
+    AuthenticationError,
+    LevelRefusedError,
+    ProxyConnectionError,
+    proxy_connection_error,
+    proxy_timeout,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -207,7 +213,12 @@ def _negotiate(
         pipelined=proxy.pipelined,
         nec=proxy.nec,
     )
-    tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
+    try:
+        tunnel.stream.negotiate(_transport(sock), negotiation, deadline, str(proxy))
+    except AuthenticationError:
+        if negotiation.method == Method.GSSAPI and not context.complete:
+            context.doubt_credential()
+        raise
     assert negotiation.method is not None  # it has been chosen
     tunnel.method, tunnel.bound = negotiation.method, negotiation.bound
     tunnel.context = context if negotiation.method == Method.GSSAPI else None

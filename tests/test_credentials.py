@@ -18,13 +18,14 @@ import gsssocks
 from gsssocks import AuthenticationError, GSSSocket, Proxy
 from gsssocks._gss import _credential
 from gsssocks.server import ProxyServer
-from gsssocks.testing import Realm
+from gsssocks.testing import Realm, ScriptedProxy
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gsssocks.testing import Conversation
     from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
@@ -189,6 +190,58 @@ class TestKeytab:
                 assert initiator(proxy, echo.address) == short.principal
                 time.sleep(0.1)
             assert tickets_asked_for(short, short.principal) > before
+
+    def test_ticket_that_ended_while_the_machine_slept(self, monkeypatch: pytest.MonkeyPatch, echo: EchoServer) -> None:
+        """time.monotonic() stands still meanwhile; what tickets go by does not."""
+        short = Realm(name="SLEEP.TEST", ticket_lifetime="3s", clock_skew_seconds=1)
+        with short, short.activate(), ProxyServer("localhost", keytab=short.keytab) as server:
+            proxy = named(server, keytab=short.client_keytab)
+            initiator(proxy, echo.address)
+            time.sleep(5)
+            monkeypatch.setattr(_credential, "time", Slept(5))
+            assert initiator(proxy, echo.address) == short.principal
+
+    def test_ticket_for_a_key_that_the_proxy_has_no_more_is_got_anew(self, echo: EchoServer) -> None:
+        with Realm(name="ROTATED.TEST") as rotated, rotated.activate(), ProxyServer("localhost") as server:
+            proxy = named(server, keytab=rotated.client_keytab, principal=rotated.principal)
+            initiator(proxy, echo.address)
+            renew_key(rotated)
+            with pytest.raises(AuthenticationError):
+                initiator(proxy, echo.address)
+            assert initiator(proxy, echo.address) == rotated.principal
+
+    def test_proxy_that_refuses_every_ticket_does_not_have_the_kdc_asked_each_time(self, realm: Realm) -> None:
+        with ScriptedProxy(refuse_the_ticket) as refusing:
+            proxy = Proxy("localhost", refusing.port, keytab=realm.client_keytab, principal=realm.principal)
+            before = tickets_asked_for(realm, realm.principal)
+            for _ in range(6):
+                with pytest.raises(AuthenticationError):
+                    gsssocks.create_connection(("target.example", 80), proxy=proxy)
+            assert tickets_asked_for(realm, realm.principal) <= before + 2
+
+
+class Slept:
+    """The module `time` after the machine has slept."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() - self._seconds
+
+
+def refuse_the_ticket(client: Conversation) -> None:
+    client.choose_method()
+    client.hear_message()
+    client.send(b"\x01\xff")
+
+
+def renew_key(realm: Realm) -> None:
+    """A new key of the service, at the KDC and in its keytab, which has no other then."""
+    Path(realm.keytab).unlink()
+    kerberos = realm._kerberos
+    assert kerberos is not None
+    kerberos.run_kadminl(["ktadd", "-k", realm.keytab, realm.service_principal])
 
 
 class TestPassword:

@@ -19,7 +19,7 @@ from gssapi import raw
 from gsssocks._security import MECHANISMS, Granted, Unwrapped
 from gsssocks.exceptions import AuthenticationError, ProtectionError, not_encrypted
 
-from ._credential import Source, acquire, imported_name, shown, shown_cache
+from ._credential import Source, acquire, doubt, imported_name, shown, shown_cache
 from ._errors import EKEYREJECTED, acceptor_error, authentication_error, credential_error, expired_error, statuses
 
 if TYPE_CHECKING:
@@ -219,11 +219,17 @@ class Initiator(_Context):
                     f"the proxy's answer is forged or damaged, or it is not {self._target}: "
                     f"GSS-API says: {statuses(error)}",
                 ) from error
+            self.doubt_credential()
             raise authentication_error(error, self._attempt()) from error
         self._context, self._more_steps = result.context, result.more_steps
         if not result.more_steps:
             self._note_unless_expired(result.flags, result.lifetime)
         return result.token or None
+
+    def doubt_credential(self) -> None:
+        """Has the next context begin with another credential than this one, which has failed with the proxy, where
+        it is one got by keytab or password."""
+        doubt(self._source, self._credential)
 
     def _note_unless_expired(self, flags: int, lifetime: int | None) -> None:
         try:

@@ -22,7 +22,17 @@ from ._errors import credential_error, no_key_error
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Credential", "Source", "acquire", "check_keytab", "credential", "imported_name", "mechanism_oid", "shown"]
+__all__ = [
+    "Credential",
+    "Source",
+    "acquire",
+    "check_keytab",
+    "credential",
+    "doubt",
+    "imported_name",
+    "mechanism_oid",
+    "shown",
+]
 
 
 def imported_name(name: str, kind: raw.OID) -> raw.Name:
@@ -69,8 +79,12 @@ class Source(NamedTuple):
 
 class _Acquired(NamedTuple):
     creds: raw.Creds
+    half: float
+    """Half of the seconds it was good for when it was got."""
     renew: float
     """When to acquire another one, by time.monotonic()."""
+    doubted: float
+    """When it, or one before it, was last given up before that time."""
 
 
 _acquired: dict[Source, _Acquired] = {}
@@ -81,6 +95,8 @@ _locks: weakref.WeakValueDictionary[Source, threading.Lock] = weakref.WeakValueD
 """One for each that is being got: a KDC that does not answer keeps nobody waiting who asks another."""
 _caches = itertools.count()
 _FOR_EVER = float("inf")
+DOUBT_SECONDS = 10.0
+"""Between one credential that is given up early and the next: where another does not help, the KDC has its peace."""
 _KRB5 = raw.OID.from_int_seq(MECHANISMS["krb5"])
 
 if hasattr(os, "register_at_fork"):
@@ -101,13 +117,29 @@ def acquire(source: Source) -> raw.Creds | None:
         return _found(source)
     with _locks.setdefault(source, threading.Lock()):
         known = _acquired.get(source)
-        if known is not None and time.monotonic() < known.renew:
+        # By both clocks: time.monotonic() stands still while the machine sleeps, the other may be set.
+        if known is not None and time.monotonic() < known.renew and _lifetime(known.creds) >= known.half:
             return known.creds
         creds = _by_password(source) if source.password is not None else _by_keytab(source)
-        lifetime = raw.inquire_cred(creds, name=False, usage=False, mechs=False).lifetime
-        renew = _FOR_EVER if lifetime is None else time.monotonic() + lifetime / 2
-        _keep(source, _Acquired(creds, renew))
+        half = _lifetime(creds) / 2
+        _keep(source, _Acquired(creds, half, time.monotonic() + half, known.doubted if known else -_FOR_EVER))
         return creds
+
+
+def doubt(source: Source, creds: raw.Creds | None) -> None:
+    """Has the next connection get another credential, where this one is kept: what is wrong may be the proxy's ticket
+    that is kept with it, made with a key that the proxy has no more."""
+    known, now = _acquired.get(source), time.monotonic()
+    if known is not None and known.creds is creds and now >= known.doubted + DOUBT_SECONDS:
+        _acquired[source] = known._replace(renew=now, doubted=now)
+
+
+def _lifetime(creds: raw.Creds) -> float:
+    try:
+        lifetime = raw.inquire_cred(creds, name=False, usage=False, mechs=False).lifetime
+    except raw.ExpiredCredentialsError:
+        return 0.0
+    return _FOR_EVER if lifetime is None else lifetime
 
 
 def _keep(source: Source, acquired: _Acquired) -> None:
