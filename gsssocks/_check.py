@@ -333,7 +333,7 @@ class _Examination:
 
         forwardable, ok_as_delegate = ticket_flags(self._initiator)
         facts["as"] = f"{self._initiator.initiator_name}, by {self._initiator.mechanism}"
-        facts["at"] = str(self._initiator.target_name)
+        facts["at"] = _proven(self._initiator.target_name or "", self._proxy.gss_target)
         facts["ticket"] = "forwardable" if forwardable else "not forwardable"
         facts["delegated"] = "yes" if self._initiator.granted.delegated else "no"
         if forwardable and not ok_as_delegate:
@@ -387,6 +387,17 @@ class _Begun:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._initiator, name)
+
+
+def _proven(name: str, asked: str) -> str:
+    """The principal that has proved itself, and whether it is the one asked for."""
+    meant = (asked if "/" in asked else asked.replace("@", "/", 1)).partition("@")[0]
+    if name.partition("@")[0] == meant or "/" not in name:
+        return name
+    return (
+        f"{name}, not {meant}: the name server has chosen it (dns_canonicalize_hostname in krb5.conf); to leave it no "
+        "choice, give target_name= as a whole principal, or set that to false"
+    )
 
 
 def _method(method: Method) -> str:

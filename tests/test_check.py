@@ -736,3 +736,18 @@ class TestReadable:
     def test_one_column_of_milliseconds(self, proxy: Dante, env: Env) -> None:
         lines = check("--proxy", proxy.url(), env=env).stdout.splitlines()
         assert len({len(line) for line in lines if line.endswith(" ms")}) == 1
+
+    def test_that_make_kerberos_ask_for_another_principal(self, proxy: Dante, env: Env, tmp_path: Path) -> None:
+        (tmp_path / "hosts").write_text("127.0.0.1 localhost alias.example\n")
+        profile = Path(env["KRB5_CONFIG"]).read_text()
+        following = re.sub("dns_canonicalize_hostname = false", "dns_canonicalize_hostname = true", profile)
+        (tmp_path / "krb5.conf").write_text(following)
+        env = {
+            **env,
+            "KRB5_CONFIG": str(tmp_path / "krb5.conf"),
+            "LD_PRELOAD": "libnss_wrapper.so",
+            "NSS_WRAPPER_HOSTS": str(tmp_path / "hosts"),
+        }
+        facts = steps("--proxy", f"socks5h://alias.example:{proxy.port}", env=env)
+        assert facts["authentication"]["at"].startswith("socks/localhost@")
+        assert "not socks/alias.example: the name server has chosen it" in facts["authentication"]["at"]
