@@ -83,12 +83,13 @@ def direct_connection(hosts: Iterable[str], port: int, timeout: float | None) ->
     """
     deadline = Deadline(timeout)
     failure: OSError | None = None
-    for family, kind, proto, _, address in call_within(deadline, lambda: list(_infos(hosts, port))):
+    infos = call_within(deadline, lambda: list(_infos(hosts, port)))
+    for left, (family, kind, proto, _, address) in zip(range(len(infos), 0, -1), infos):
         connection = _originals.socket(family, kind, proto)
         try:
             transport = Transport(connection.fileno(), family)
             try:
-                transport.connect(address, deadline)
+                transport.connect(address, deadline.share(left))
             finally:
                 transport.release()
             connection.settimeout(timeout)
