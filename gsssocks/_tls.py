@@ -308,8 +308,7 @@ class TunnelledTLS:
 
     def _flush_at_once(self) -> None:
         # Where nothing can be sent any more, what the peer sent before can still be read.
-        with suppress(OSError):
-            self._attachment.tunnel.stream.flush(self._attachment.transport, _NOW)
+        self._attachment.tunnel.stream.flush_in_passing(self._attachment.transport)
 
     def _enqueue_outgoing(self) -> None:
         stream = self._attachment.tunnel.stream

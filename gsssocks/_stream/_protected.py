@@ -127,7 +127,11 @@ class ProtectedStream(Receiving):
         buffer."""
         self._no_more_reading |= how != socket.SHUT_WR
         self._no_more_sending |= how != socket.SHUT_RD
-        if how == socket.SHUT_RD or self._flushed(transport):
+        if how == socket.SHUT_RD:
+            transport.shutdown(how)
+            return
+        self._left_to_parent = False  # it cannot send it any more, either
+        if self.flush_in_passing(transport):
             transport.shutdown(how)
             return
         if how == socket.SHUT_RDWR:
@@ -149,7 +153,7 @@ class ProtectedStream(Receiving):
         """
         fd = transport.fd
         try:
-            if self._failure or self._flushed(transport) or transport.resets_on_close:
+            if self._failure or self.flush_in_passing(transport) or transport.resets_on_close:
                 return True
             try:
                 fd = os.dup(transport.fd)

@@ -194,13 +194,13 @@ class Receiving(Sending):
         """Waits until it is worth looking again. What is in line is sent meanwhile: the peer may answer nothing before
         it has that, and there may be no other thread to do it."""
         # What an interrupted call is just handing over leaves when that goes on.
-        if not (self._line or self._interjected) or self._sending_here():
+        if not self._has_to_send() or self._sending_here():
             return transport.wait_readable(deadline)
         if not transport.wait_either(deadline):
             return False
         # An error is for the reader: to send would take it away.
         if not transport.wait_readable(Deadline(0)):
-            self._flushed(transport)
+            self.flush_in_passing(transport)
         return True
 
     def _unprotect_arrived(self, transport: Transport, size: int) -> bool:

@@ -46,7 +46,14 @@ class Sending(State):
         self._interjected: deque[bytes] = deque()
         self._owed: tuple[int] | None = None
         self._more = False
+        self._left_to_parent = False
         self.octets_sent = 0
+
+    def after_fork_in_child(self) -> None:
+        """What is in line is in the parent's line, too, and may leave only once: from here if this process sends,
+        too, or shuts the connection down; not if it only reads, or closes its copy."""
+        super().after_fork_in_child()
+        self._left_to_parent = bool(self._line or self._interjected)
 
     def send(self, transport: Transport, data: memoryview, deadline: Deadline, *, more: bool = False) -> int:
         """Sends from the front of `data` what can be sent in the time allowed; returns the number of octets accepted.
@@ -82,7 +89,7 @@ class Sending(State):
                 except RuntimeError:
                     pass
                 if self._interjected:
-                    self._flushed(transport, _at_once(deadline))
+                    self.flush_in_passing(transport, _at_once(deadline))
         except BaseException:
             # Who has not been told how much was accepted does not come back with the rest.
             if owed is not None and self._owed is owed:
@@ -154,7 +161,7 @@ class Sending(State):
             except RuntimeError:
                 pass
             if self._interjected:
-                self._flushed(transport, _at_once(deadline))
+                self.flush_in_passing(transport, _at_once(deadline))
 
     def _check_turn(self, transport: Transport) -> None:
         self._check_sendable()
@@ -257,7 +264,11 @@ class Sending(State):
                 return False
         return True
 
-    def _flushed(self, transport: Transport, deadline: Deadline | None = None) -> bool:
+    def flush_in_passing(self, transport: Transport, deadline: Deadline | None = None) -> bool:
+        """As `flush`, for a call that is not there to send; without a deadline it does not wait. True, too, if what is
+        in line is none of its business."""
+        if self._left_to_parent:
+            return True
         if self._sending_here() and self._interrupts_sending():
             return False
         try:
@@ -265,8 +276,12 @@ class Sending(State):
         except OSError:
             return True  # the connection is gone, and with it whoever was to receive this
 
+    def _has_to_send(self) -> bool:
+        return not self._left_to_parent and bool(self._line or self._interjected)
+
     def _move_on(self, transport: Transport) -> bool:
         """Hands over what the kernel takes now; returns whether nothing is left."""
+        self._left_to_parent = False
         with self._sending:
             left = self._hand_over(transport)
         return left and not self._interjected
