@@ -24,6 +24,9 @@ EXIT_LINGER = 5.0
 LOOK_UP = 0.1
 """Seconds after which a wait looks up whether it has become pointless, where nothing in the kernel wakes it."""
 
+_late: set[int] = set()
+"""The descriptors that the threads here hold open."""
+
 
 class Patience:
     """How long to wait for the peer to take what is in line.
@@ -62,11 +65,13 @@ def finish_later(fd: int, family: int, finishing: Callable[[Transport], None]) -
         finishing: does it.
     """
     late = Transport(fd, family)
+    _late.add(fd)
 
     def finish() -> None:
         with suppress(OSError):
             finishing(late)
         late.release()
+        _late.discard(fd)
         os.close(fd)
 
     if not threading.main_thread().is_alive():
@@ -77,3 +82,14 @@ def finish_later(fd: int, family: int, finishing: Callable[[Transport], None]) -
         _originals.Thread(target=finish, name="gsssocks-linger", daemon=False).start()
     except RuntimeError:
         finish()  # there is no thread to be had
+
+
+def _after_fork_in_child() -> None:
+    """The threads go on in the parent: what is open here as well would keep the peer from hearing of the end."""
+    while _late:
+        with suppress(OSError):
+            os.close(_late.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -123,6 +123,14 @@ class _Relay:
                 return
             self._carried_out.wait(min(0.01, remaining))
 
+    def after_fork_in_child(self) -> None:
+        """The threads go on in the parent: what is open here as well would keep both peers from hearing of the end."""
+        if self._tunnelled.fd >= 0:
+            self._tunnelled.release()
+            os.close(self._fd)
+        self._plain_end.release()
+        self._plain.close()
+
     def _has_input(self) -> bool:
         return self._plain_end.wait_readable(Deadline(0))
 
@@ -134,4 +142,12 @@ def _drain_all() -> None:
             running.drain(deadline)
 
 
+def _after_fork_in_child() -> None:
+    for running in list(_running):
+        running.after_fork_in_child()
+    _running.clear()
+
+
 atexit.register(_drain_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

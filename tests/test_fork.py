@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import warnings
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
 import gsssocks
+from gsssocks import _relay
+from gsssocks.testing import tunnelled_pair
+from tests.peers.beside import fill, poll, read_until_writable
 from tests.peers.binding import SOON, listening, peer_of
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.receiving import receive_exactly
@@ -24,7 +27,7 @@ from tests.peers.targets import octets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gsssocks.testing import Realm
+    from gsssocks.testing import Realm, TunnelPeer
     from tests.peers.dante import Dante
     from tests.peers.targets import EchoServer
 
@@ -38,15 +41,19 @@ def tunnel(realm: Realm, dante_confidentiality: Dante, echo: EchoServer) -> Iter
             yield connected
 
 
+def fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn of threads, of which this process has some: the child needs none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 class Child:
     """A fork of this process that calls one function, and ends."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._answer, answer = os.pipe()
-        with warnings.catch_warnings():
-            # Python 3.12 and later warn of threads, of which this process has some: the child needs none of them.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid = os.fork()
+        self._pid = fork()
         if not self._pid:
             self._run(function, answer)
         os.close(answer)
@@ -134,13 +141,8 @@ def test_child_may_close_its_copy_and_the_parent_goes_on(tunnel: gsssocks.GSSSoc
 
 
 def test_parent_goes_on_while_the_child_only_exists(tunnel: gsssocks.GSSSocket) -> None:
-    wait, go = os.pipe()
-    child = Child(lambda: os.read(wait, 1))
-    assert talk(tunnel, b"after") == b"after"
-    os.write(go, b"x")
-    assert child.result() == b"x"
-    os.close(wait)
-    os.close(go)
+    with lasting_child():
+        assert talk(tunnel, b"after") == b"after"
 
 
 def test_child_has_what_had_been_received_before(tunnel: gsssocks.GSSSocket) -> None:
@@ -191,3 +193,117 @@ def test_subprocess_leaves_the_tunnel_alone(tunnel: gsssocks.GSSSocket) -> None:
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "closed\n"
     assert talk(tunnel, b"after") == b"after"
+
+
+MUCH = octets(200_000)  # more than the buffers of `tight` hold
+
+
+@pytest.fixture
+def descriptor() -> Iterator[int]:
+    """The plain end of a tunnel whose peer does not read."""
+    sock, peer = tunnelled_pair(buffers=1)
+    fd = sock.detach()
+    with closing(peer):
+        yield fd
+    os.close(fd)
+
+
+def receive_in_vain(sock: socket.socket) -> None:
+    sock.settimeout(SOON)
+    with pytest.raises(socket.timeout):
+        sock.recv(1)
+
+
+def send_the_rest(sock: socket.socket, data: bytes) -> None:
+    sock.settimeout(PATIENCE_SECONDS)
+    sock.sendall(data)
+
+
+@contextmanager
+def lasting_child() -> Iterator[None]:
+    """A child that does nothing, meanwhile."""
+    wait, go = os.pipe()
+    child = Child(lambda: os.read(wait, 1))
+    yield
+    os.write(go, b"x")
+    child.result()
+    os.close(wait)
+    os.close(go)
+
+
+class TestMessageInLine:
+    """A part of a message had left at the fork: the rest is in the line of both processes, and may leave once."""
+
+    @pytest.mark.parametrize(
+        "leave_alone",
+        [
+            lambda sock: sock.close(),
+            receive_in_vain,
+            lambda sock: Child(sock.close).result(),
+        ],
+        ids=["closed", "read", "closed by a child of its own"],
+    )
+    def test_child_that_does_not_send_leaves_it_to_the_parent(
+        self, tight: tuple[socket.socket, TunnelPeer], leave_alone: Callable[[socket.socket], None]
+    ) -> None:
+        sock, peer = tight
+        taken = fill(sock, MUCH)
+        arrived = read_until_writable(sock, peer)
+        Child(lambda: leave_alone(sock)).result()
+        sender = threading.Thread(target=send_the_rest, args=(sock, MUCH[taken:]))
+        sender.start()
+        assert arrived + peer.read_exactly(len(MUCH) - len(arrived)) == MUCH
+        sender.join()
+
+    def test_child_that_sends_goes_on_with_it(self, tight: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = tight
+        taken = fill(sock, MUCH)
+        child = Child(lambda: send_the_rest(sock, MUCH[taken:]))
+        assert peer.read_exactly(len(MUCH)) == MUCH
+        child.result()
+
+    def test_child_that_shuts_down_goes_on_with_it(self, tight: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = tight
+        taken = fill(sock, MUCH)
+
+        def shut_down() -> None:
+            sock.shutdown(socket.SHUT_WR)
+            while threading.active_count() > 1:
+                poll(sock, select.POLLHUP, SOON)
+
+        child = Child(shut_down)
+        assert peer.read_to_end() == MUCH[: taken + 1]
+        child.result()
+
+    def test_end_is_not_kept_from_the_peer_by_a_child(self, tight: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = tight
+        taken = fill(sock, MUCH)
+        sock.close()
+        with lasting_child():
+            assert peer.read_to_end() == MUCH[: taken + 1]
+
+
+class TestPlainEnd:
+    """A descriptor that bare octets are written to and read from; threads of the parent carry them."""
+
+    def test_childs_exit_does_not_wait_for_what_the_parent_carries(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(descriptor, MUCH)
+        # What the interpreter calls at its end; the rest of that would end this test's peers.
+        assert Child(_relay._drain_all).result() is None
+
+    def test_childs_ends_with_the_parent(self) -> None:
+        answer, answering = os.pipe()
+        parent = fork()
+        if not parent:
+            sock, _peer = tunnelled_pair()
+            fd = sock.detach()
+            if not fork() and select.select([fd], [], [], PATIENCE_SECONDS)[0]:
+                os.write(answering, b"ended")
+            os._exit(0)
+        os.waitpid(parent, 0)
+        os.close(answering)
+        assert os.read(answer, 100) == b"ended"
+        os.close(answer)
