@@ -64,6 +64,7 @@ class Endpoint:
         self.dropped = Dropped()
         self.no_more_reading = False
         self._associations: dict[tuple[Proxy, ...], Association] = {}
+        self._inherited: list[Association] = []
         self._relays: dict[tuple[str, int], Association] = {}
         self._contacts = Contacts()
         self._expected: dict[tuple[str, int], tuple[Any, ...]] = {}
@@ -77,13 +78,21 @@ class Endpoint:
         self._associating = threading.Lock()
 
     def after_fork_in_child(self) -> None:
-        """Only the thread that called fork() lives on here: whatever lock another one holds is never released."""
+        """Only the thread that called fork() lives on here: whatever lock another one holds is never released.
+
+        What is sent through the associations is numbered by the parent: of two datagrams with one number, the proxy
+        drops one. So this process asks for its own when it sends; through those that there are it can still receive.
+        """
         self._make_locks()
+        self._inherited = self.associations
+        self._associations = {}
+        for association in self._inherited:
+            association.after_fork_in_child()
 
     @property
     def associations(self) -> list[Association]:
-        """Those that there are, the oldest first."""
-        return list(self._associations.values())
+        """Those that there are, the oldest first; in a child process also those of its parent."""
+        return [*self._inherited, *self._associations.values()]
 
     def close(self) -> None:
         """Ends all associations, when what has been sent has been passed on."""
@@ -127,6 +136,7 @@ class Endpoint:
         for proxies, other in list(self._associations.items()):
             if other is association:
                 self._associations.pop(proxies, None)
+        self._inherited = [other for other in self._inherited if other is not association]
         association.close()
         raise association.ending()
 
@@ -168,7 +178,7 @@ class Endpoint:
             ConnectionResetError: the proxy has ended an association, and nothing else is left to be received.
         """
         proxies = self.peer.route.proxies if self.peer is not None else self._always
-        if proxies is not None:
+        if proxies is not None and not self._inherited:
             self.association(share, proxies, deadline)  # or nothing could come
         with deadline.holding(self._receiving):
             arrival = self._peeked or self._next(share, deadline, peek=peek, control=control)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import os
 import socket
 import sys
 import time
@@ -100,6 +101,10 @@ class Association:
         detach(self._control)
         self._control.close()
 
+    def after_fork_in_child(self) -> None:
+        """What has been sent last is the parent's to see off."""
+        self._sent_at = None
+
     def let_go(self) -> None:
         """Ends it as soon as what has been sent last has been passed on."""
         left = 0.0 if self._sent_at is None else self._sent_at + LINGER - time.monotonic()
@@ -108,7 +113,10 @@ class Association:
 
         def finish() -> None:
             time.sleep(left)
+            _lingering.discard(self)
             self.close()
+
+        _lingering.add(self)
 
         try:
             if sys.is_finalizing():
@@ -192,6 +200,19 @@ class Association:
         records.octets_received += len(datagram.data)
         return datagram
 
+
+_lingering: set[Association] = set()
+"""Those that the application has let go of, and threads here will end."""
+
+
+def _after_fork_in_child() -> None:
+    """The threads go on in the parent: what is open here as well would keep the proxy from hearing of the end."""
+    while _lingering:
+        _lingering.pop().close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 _ENCAPSULATED = TokenMessage(MessageType.ENCAPSULATED).encode()[:2]
 

@@ -224,11 +224,13 @@ def lasting_child() -> Iterator[None]:
     """A child that does nothing, meanwhile."""
     wait, go = os.pipe()
     child = Child(lambda: os.read(wait, 1))
-    yield
-    os.write(go, b"x")
-    child.result()
-    os.close(wait)
-    os.close(go)
+    try:
+        yield
+    finally:
+        os.write(go, b"x")
+        child.result()
+        os.close(wait)
+        os.close(go)
 
 
 class TestMessageInLine:
