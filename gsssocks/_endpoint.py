@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "Share", "endpoint_under", "join", "leave", "renew", "share_of"]
 
 MAX_LOOKS = 4096
-"""Datagrams that one call drops before it gives up: more than a kernel buffer of usual size holds, so that a program
-which reads until nothing is left has seen everything."""
+"""Datagrams that one call which may not wait drops before it gives up: more than a kernel buffer of usual size holds,
+so that a program which reads until nothing is left has seen everything."""
 
 
 class Endpoint:
@@ -204,7 +204,9 @@ class Endpoint:
             if peek:
                 share.transport.receive()
             looks += 1
-            if looks > MAX_LOOKS or (deadline.timeout and not deadline.remaining()):
+            if looks > MAX_LOOKS and not deadline.allows_waiting():
+                raise deadline.passed()
+            if deadline.timeout and not deadline.remaining():
                 raise deadline.passed()
 
     def _await_arrival(self, share: Share, deadline: Deadline) -> None:

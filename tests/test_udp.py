@@ -21,6 +21,7 @@ from gsssocks import GSSSocket, Proxy, _endpoint
 from gsssocks._datagram_socket import DatagramSocket
 from gsssocks._endpoint import share_of
 from gsssocks.server import ProxyServer
+from tests.peers.binding import SOON
 from tests.peers.dante import Dante
 from tests.peers.datagrams import UDPEcho, udp_socket
 from tests.peers.host import PATIENCE_SECONDS, Host
@@ -320,6 +321,42 @@ class TestForgeries:
             sock.recv(100)
         assert dropped(sock).foreign == 4
         assert select.select([sock], [], [], 0)[0]
+
+    @pytest.mark.parametrize("timeout", [None, PATIENCE_SECONDS])
+    def test_flood_of_it_ends_no_call_that_may_wait(
+        self, sock: GSSSocket, echo: UDPEcho, monkeypatch: pytest.MonkeyPatch, timeout: float | None
+    ) -> None:
+        monkeypatch.setattr(_endpoint, "MAX_LOOKS", 3)
+        sock.sendto(b"first", echo.address)
+        sock.recv(100)
+        sock.settimeout(timeout)
+        stranger = udp_socket()
+        for _ in range(10):
+            stranger.sendto(b"forged", ("127.0.0.1", sock.getsockname()[1]))
+        stranger.close()
+        sock.sendto(b"second", echo.address)
+        assert sock.recv(100) == b"second"
+
+    def test_timeout_ends_in_the_middle_of_a_flood(self, sock: GSSSocket, echo: UDPEcho) -> None:
+        sock.sendto(b"first", echo.address)
+        sock.recv(100)
+        sock.settimeout(SOON)
+        here, done = ("127.0.0.1", sock.getsockname()[1]), threading.Event()
+        stranger = udp_socket()
+
+        def flood() -> None:
+            while not done.is_set():
+                stranger.sendto(b"forged", here)
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            with pytest.raises(socket.timeout):
+                sock.recv(100)
+        finally:
+            done.set()
+            flooding.join()
+            stranger.close()
 
 
 class TestControlConnection:
