@@ -46,6 +46,9 @@ _log = logging.getLogger("gsssocks")
 MAX_DATAGRAM: Mapping[int, int] = {socket.AF_INET: 65_507, socket.AF_INET6: 65_527}
 """Octets that fit one datagram: the header of UDP has sixteen bits for a length, and that of IPv4, too."""
 _HEADER = 4  # ver, mtyp, len (RFC 1961, section 3.4)
+KEEPALIVE: Mapping[str, int] = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Options of the control connection, in seconds but for the last; a platform has the first or the second. Nothing is
+ever sent there: without them nobody would notice that the proxy's host has gone."""
 LINGER = 1.0
 """Seconds for which an association outlives its last datagram, if nothing has been received since: a proxy that notices
 the end of the control connection first, as Dante does, would not pass that datagram on any more."""
@@ -238,6 +241,7 @@ def associate(proxies: Sequence[Proxy], family: int, timeout: float | None, drop
     control = _originals.socket(family, socket.SOCK_STREAM)
     try:
         control.settimeout(timeout)
+        _keep_alive(control)
         if family == socket.AF_INET6:
             # The relay is wanted in the family by which the proxy is reached: IPv4, for one that has IPv4 alone.
             control.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -251,6 +255,13 @@ def associate(proxies: Sequence[Proxy], family: int, timeout: float | None, drop
         detach(control)
         control.close()
         raise
+
+
+def _keep_alive(control: socket.socket) -> None:
+    control.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            control.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _relay(control: socket.socket, tunnel: Tunnel, deadline: Deadline) -> tuple[int, tuple[Any, ...]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Callable
 
 import pytest
 
 import gsssocks
-from gsssocks import GSSSocket
+from gsssocks import GSSSocket, _udp
 from gsssocks._protocol import Address, Command, Datagram, MessageType, TokenMessage
 from gsssocks.testing import ScriptedProxy
 from tests.peers.datagrams import udp_socket
 from tests.peers.host import PATIENCE_SECONDS
+from tests.test_udp import await_end
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,11 +33,15 @@ class Relay:
 
     Args:
         host: what the proxy calls the relay's host.
+        then: what the proxy does when it has granted the association.
         options: of the proxy's URL.
     """
 
-    def __init__(self, host: str = "127.0.0.1", **options: object) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", then: Callable[[Conversation], None] | None = None, **options: object
+    ) -> None:
         self._host = host
+        self._then = then or (lambda client: client.stay_silent())
         self._options = options
         self._udp = udp_socket()
         self._udp.settimeout(PATIENCE_SECONDS)
@@ -61,7 +67,7 @@ class Relay:
         client.grant_level()
         self.requests.append(client.hear_request())
         client.reply(0, self._host, self._udp.getsockname()[1])
-        client.stay_silent()
+        self._then(client)
 
     @property
     def client(self) -> Conversation:
@@ -318,3 +324,33 @@ class TestRefusals:
             sock.settimeout(PATIENCE_SECONDS)
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
+
+
+TCP_REPAIR = 19  # linux/tcp.h: a connection that is closed then ends without a word to its peer
+
+
+def may_repair() -> bool:
+    with socket.socket() as sock:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not may_repair(), reason="takes CAP_NET_ADMIN, on Linux")
+def test_proxy_whose_host_has_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_udp, "KEEPALIVE", dict.fromkeys(_udp.KEEPALIVE, 1))
+    gone = threading.Event()
+
+    def vanish(client: Conversation) -> None:
+        gone.wait(PATIENCE_SECONDS)
+        client._connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        client._connection.close()
+
+    with Relay(then=vanish) as relay:
+        relay.greet()
+        gone.set()
+        await_end(relay.sock)
+        with pytest.raises(ConnectionResetError):
+            relay.sock.sendto(b"lost", (TARGET.host, TARGET.port))
