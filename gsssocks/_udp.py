@@ -10,6 +10,7 @@ datagrams to anybody, and one that is forged must not do more harm than one that
 
 from __future__ import annotations
 
+import copy
 import errno
 import ipaddress
 import logging
@@ -29,6 +30,7 @@ from .exceptions import (
     ProtectionError,
     ProtocolError,
     ProxyConnectionError,
+    ProxyError,
     association_ended,
     proxy_connection_error,
     proxy_timeout,
@@ -49,6 +51,10 @@ _HEADER = 4  # ver, mtyp, len (RFC 1961, section 3.4)
 KEEPALIVE: Mapping[str, int] = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Options of the control connection, in seconds but for the last; a platform has the first or the second. Nothing is
 ever sent there: without them nobody would notice that the proxy's host has gone."""
+REMEMBERED = 5.0
+"""Seconds, at least, for which sockets that do not wait are told of a failure without asking the proxy again. An
+attempt that took longer is remembered for as long as it took: an event loop is not held up for more than half of the
+time."""
 LINGER = 1.0
 """Seconds for which an association outlives its last datagram, if nothing has been received since: a proxy that notices
 the end of the control connection first, as Dante does, would not pass that datagram on any more."""
@@ -236,8 +242,35 @@ def associate(proxies: Sequence[Proxy], family: int, timeout: float | None, drop
         dropped: where to count.
 
     Raises:
-        ProxyError: there is none to be had.
+        ProxyError: there is none to be had; for a socket that does not wait, perhaps none was, just now.
     """
+    key = (tuple(proxies), family)
+    begun = time.monotonic()
+    until, failure = _failures.get(key, (begun, None))
+    if failure is not None and timeout == 0 and begun < until:
+        raise copy.copy(failure)  # one that is raised again and again would collect tracebacks
+    try:
+        association = _associate(proxies, family, timeout, dropped)
+    except ProxyError as error:
+        if timeout == 0:
+            ended = time.monotonic()
+            _failures[key] = (ended + max(REMEMBERED, ended - begun), _to_be_told_again(error))
+        raise
+    _failures.pop(key, None)
+    return association
+
+
+_failures: dict[tuple[tuple[Proxy, ...], int], tuple[float, ProxyError]] = {}
+"""By the proxies and the address family: until when, by time.monotonic(), and what."""
+
+
+def _to_be_told_again(error: ProxyError) -> ProxyError:
+    failure = copy.copy(error)  # which leaves the traceback, and whatever that holds
+    failure.socket_err = None
+    return failure
+
+
+def _associate(proxies: Sequence[Proxy], family: int, timeout: float | None, dropped: Dropped) -> Association:
     control = _originals.socket(family, socket.SOCK_STREAM)
     try:
         control.settimeout(timeout)

@@ -354,3 +354,44 @@ def test_proxy_whose_host_has_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         await_end(relay.sock)
         with pytest.raises(ConnectionResetError):
             relay.sock.sendto(b"lost", (TARGET.host, TARGET.port))
+
+
+class TestRefused:
+    """By a proxy that ends each connection: how often it is asked."""
+
+    def test_who_does_not_wait_is_told_again_without_asking(self) -> None:
+        with ScriptedProxy(lambda client: client.end()) as proxy:
+            for _ in range(3):
+                with pytest.raises(gsssocks.ProxyError):
+                    send(proxy, timeout=0)
+            assert len(proxy.conversations) == 1
+
+    def test_who_waits_has_it_asked(self) -> None:
+        with ScriptedProxy(lambda client: client.end()) as proxy:
+            for timeout in (0, PATIENCE_SECONDS):
+                with pytest.raises(gsssocks.ProxyError):
+                    send(proxy, timeout)
+            assert len(proxy.conversations) == 2
+
+    def test_who_does_not_wait_learns_that_it_grants_again(self) -> None:
+        def refuse_once(client: Conversation) -> None:
+            if len(proxy.conversations) == 1:
+                client.end()
+            client.choose_method()
+            client.establish_context()
+            client.grant_level()
+            client.hear_request()
+            client.reply(0, "127.0.0.1", 9)
+            client.stay_silent()
+
+        with ScriptedProxy(refuse_once) as proxy:
+            with pytest.raises(gsssocks.ProxyError):
+                send(proxy, timeout=0)
+            for timeout in (PATIENCE_SECONDS, 0):
+                send(proxy, timeout)
+
+
+def send(proxy: ScriptedProxy, timeout: float) -> None:
+    with GSSSocket(socket.AF_INET, socket.SOCK_DGRAM, proxy=proxy.url()) as sock:
+        sock.settimeout(timeout)
+        sock.sendto(b"hello", (TARGET.host, TARGET.port))
