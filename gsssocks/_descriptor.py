@@ -12,10 +12,14 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ._originals import SocketType
 
-__all__ = ["disconnect", "identity", "pair", "put_under", "quieten", "replace", "reset"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["disconnect", "identity", "inheritable", "pair", "put_under", "quieten", "replace", "reset"]
 
 # What an application may set before it connects. An option that a platform lacks is left out there.
 _OPTIONS: tuple[tuple[str, str], ...] = (
@@ -72,6 +76,25 @@ def identity(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return (status.st_dev, status.st_ino)
+
+
+def inheritable(known: Iterable[int]) -> list[int]:
+    """The descriptors that a program started by this process would inherit.
+
+    Args:
+        known: descriptors to look at besides the standard streams, on platforms that do not list them all.
+    """
+    open_ones: list[str] = []
+    with suppress(OSError):
+        open_ones = os.listdir("/dev/fd")
+    return [fd for fd in sorted({0, 1, 2, *known, *map(int, open_ones)}) if _is_inheritable(fd)]
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False  # closed meanwhile
 
 
 def pair(family: int) -> tuple[SocketType, SocketType]:

@@ -268,10 +268,9 @@ def make_descriptor_plain(fd: int) -> None:
 
 
 def make_inherited_plain() -> None:
-    """The same for all tunnelled sockets whose descriptors a program would inherit."""
-    for attachment in list(attachments.values()):
-        if os.get_inheritable(attachment.transport.fd):
-            make_descriptor_plain(attachment.transport.fd)
+    """The same for all descriptors that a program would inherit."""
+    for fd in _descriptor.inheritable([attachment.transport.fd for attachment in list(attachments.values())]):
+        make_descriptor_plain(fd)
 
 
 def accepted_elsewhere() -> ProxyError:

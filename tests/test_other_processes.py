@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shlex
 import socket
 import ssl
 import subprocess
 import sys
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
@@ -44,6 +45,12 @@ def waiting() -> Iterator[tuple[socket.socket, TunnelPeer]]:
 
 def write_to(fd: int) -> list[str]:
     return [sys.executable, "-c", f"import os; os.write({fd}, b'hello')"]
+
+
+def write_past_python(fd: int) -> None:
+    """As another process does: nothing but the kernel is between."""
+    with open(fd, "wb", buffering=0) as file:
+        file.write(b"hello")
 
 
 def run(program: list[str], **streams: Any) -> None:
@@ -116,18 +123,56 @@ class TestChild:
         with ours, theirs:
             assert socket.send_fds(ours, [b"here"], fds=iter([sock.fileno()])) == 4
             (fd,) = socket.recv_fds(theirs, 4, 1)[1]
-        os.write(fd, b"hello")
+        write_past_python(fd)
+        assert peer.read_exactly(5) == b"hello"
+
+    def test_by_inheritance_of_a_duplicate(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = waiting
+        fd = os.dup(sock.fileno())
+        os.set_inheritable(fd, True)
+        run(write_to(fd), close_fds=False)
         os.close(fd)
         assert peer.read_exactly(5) == b"hello"
 
-    def test_by_inheritance_of_a_standard_stream(self) -> None:
+    def test_by_system(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = waiting
+        sock.set_inheritable(True)
+        assert os.system(shlex.join(write_to(sock.fileno()))) == 0
+        assert peer.read_exactly(5) == b"hello"
+
+    @pytest.mark.parametrize(
+        ("name", "arguments"),
+        [
+            ("spawnl", lambda program: program),
+            ("spawnle", lambda program: [*program, os.environ]),
+            ("spawnlp", lambda program: program),
+            ("spawnlpe", lambda program: [*program, os.environ]),
+            ("spawnv", lambda program: [program]),
+            ("spawnve", lambda program: [program, os.environ]),
+            ("spawnvp", lambda program: [program]),
+            ("spawnvpe", lambda program: [program, os.environ]),
+        ],
+    )
+    def test_by_the_spawn_family(
+        self, waiting: tuple[socket.socket, TunnelPeer], name: str, arguments: Callable[[list[str]], list[Any]]
+    ) -> None:
+        sock, peer = waiting
+        sock.set_inheritable(True)
+        spawn: Any = getattr(os, name)
+        assert spawn(os.P_WAIT, sys.executable, *arguments(write_to(sock.fileno()))) == 0
+        assert peer.read_exactly(5) == b"hello"
+
+    @pytest.mark.parametrize(
+        "begin", [f"subprocess.run({SAY_HELLO!r})", f"os.system({shlex.join(SAY_HELLO)!r})"], ids=["run", "system"]
+    )
+    def test_by_inheritance_of_a_standard_stream(self, begin: str) -> None:
         program = (
             "import os, subprocess, sys\n"
             "from gsssocks.testing import tunnelled_pair\n"
             "sock, peer = tunnelled_pair()\n"
             "saved = os.dup(1)\n"
             "os.dup2(sock.fileno(), 1)\n"
-            f"subprocess.run({SAY_HELLO!r})\n"
+            f"{begin}\n"
             "os.dup2(saved, 1)\n"
             "print(peer.read_exactly(5))\n"
             "sock.close(); peer.close()\n"

@@ -82,6 +82,11 @@ def _posix_spawn(wrapped: Callable[..., int], _instance: None, args: tuple[Any, 
     return wrapped(*args, **kwargs)
 
 
+def _begin_program(wrapped: Callable[..., int], _instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    make_inherited_plain()
+    return wrapped(*args, **kwargs)
+
+
 _STANDARD_STREAMS = (0, 1, 2)
 _DUP2_LENGTH = 3
 """Of `(POSIX_SPAWN_DUP2, fd, new_fd)`; the other actions have other lengths."""
@@ -93,7 +98,13 @@ _WRAPPERS: dict[str, Wrapper] = {
     "read": _through_tunnel(_raw.read),
     "readv": _through_tunnel(_raw.read_into),
     "sendfile": _sendfile,
+    # The others of their family call these.
+    "spawnv": _begin_program,
+    "spawnve": _begin_program,
+    "spawnvp": _begin_program,
+    "spawnvpe": _begin_program,
     "splice": _splice,
+    "system": _begin_program,
     "write": _through_tunnel(_raw.write),
     "writev": _through_tunnel(_raw.write_from),
 }
