@@ -9,6 +9,7 @@ __all__ = ["LIBRARIES", "LIBRARIES_THAT_RESOLVE", "PROXIES_OF_THE_ENVIRONMENT", 
 
 LIBRARIES = {
     "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
+    "curio.io": "gsssocks.adapters.curio",
     "eventlet.green.socket": "gsssocks.adapters.eventlet",
     "eventlet.green.ssl": "gsssocks.adapters.eventlet",
     "gevent._socket3": "gsssocks.adapters.gevent",

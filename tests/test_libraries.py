@@ -14,6 +14,7 @@ import pytest
 
 import gsssocks
 from gsssocks._resolver import Placeholders
+from tests.peers.datagrams import UDPEcho
 from tests.peers.host import PATIENCE_SECONDS
 from tests.peers.targets import octets
 
@@ -113,6 +114,74 @@ class TestTrio:
         plain = socket.create_connection(https_server.address)
         with context.wrap_socket(plain, server_hostname="localhost") as tls, pytest.raises(TypeError, match="expected"):
             trio.run(wrap, tls)
+
+
+curio_runs = pytest.mark.skipif(sys.version_info >= (3, 12), reason="curio 1.6 does not run there")
+
+
+@curio_runs
+@pytest.mark.usefixtures("through_dante")
+class TestCurio:
+    def test_connection(self, echo: EchoServer) -> None:
+        import curio
+
+        async def receive(sock: curio.io.Socket) -> bytes:
+            received = bytearray()
+            while len(received) < SIZE:
+                received += await sock.recv(65536)
+            return bytes(received)
+
+        async def talk() -> bytes:
+            async with await curio.open_connection(*echo.address) as sock:
+                receiving = await curio.spawn(receive, sock)
+                await sock.sendall(octets(SIZE))
+                received: bytes = await receiving.join()
+                return received
+
+        assert curio.run(talk) == octets(SIZE)
+
+    def test_tls(self, https_server: HTTPSServer, context: ssl.SSLContext) -> None:
+        import curio
+
+        async def talk() -> bytes:
+            port = https_server.address[1]
+            async with await curio.open_connection("localhost", port, ssl=context, server_hostname="localhost") as sock:
+                await sock.sendall(REQUEST)
+                received = bytearray()
+                while piece := await sock.recv(65536):
+                    received += piece
+                return bytes(received)
+
+        assert is_answer(curio.run(talk))
+
+    def test_socket_whose_first_connect_failed(self, echo: EchoServer) -> None:
+        import curio
+
+        async def talk() -> bytes:
+            async with curio.socket.socket() as sock:
+                with pytest.raises(ConnectionRefusedError):
+                    await sock.connect(("127.0.0.1", 1))
+                await sock.connect(echo.address)
+                await sock.send(b"hello")
+                received: bytes = await sock.recv(5)
+                return received
+
+        assert curio.run(talk) == b"hello"
+
+
+@curio_runs
+def test_curio_datagrams(realm: Realm, dante_confidentiality: Dante) -> None:
+    import curio
+
+    async def talk(address: tuple[str, int]) -> bytes:
+        async with curio.socket.socket(type=socket.SOCK_DGRAM) as sock:
+            await sock.sendto(b"hello", address)
+            received: bytes = await sock.recv(100)
+            return received
+
+    url = dante_confidentiality.url()
+    with UDPEcho() as echo, realm.activate(), gsssocks.installed(url, no_proxy=[]):
+        assert curio.run(talk, echo.address) == b"hello"
 
 
 @pytest.mark.usefixtures("through_dante")
