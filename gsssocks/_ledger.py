@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
+from ._originals import socket
 from ._references import exchange
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class _Entry(NamedTuple):
     """What stood in the owner's own namespace; None where the attribute was inherited."""
     wrapped: Any
     """What stands there instead."""
+    asked: tuple[object, object]
+    """What whoever asks the owner for it is given: before, and since."""
 
 
 class Ledger:
@@ -64,27 +67,29 @@ class Ledger:
         """
         import wrapt
 
-        own = vars(owner).get(name)
-        self._entries.append(_Entry(owner, name, own, wrapt.wrap_function_wrapper(owner, name, wrapper)))
+        own, before = vars(owner).get(name), getattr(owner, name)
+        wrapped = wrapt.wrap_function_wrapper(owner, name, wrapper)
+        self._entries.append(_Entry(owner, name, own, wrapped, (before, getattr(owner, name))))
 
     def cover_references(self) -> None:
         """Has what modules took before stand for what has been wrapped since the last call."""
-        new = _of_modules(self._entries[self._covered :])
+        new = _referred_to(self._entries[self._covered :])
         self._covered = len(self._entries)
-        self.references += exchange([(entry.own, entry.wrapped) for entry in new], self._namespaces_without(new))
+        self.references += exchange([entry.asked for entry in new], self._namespaces_without(new))
 
     def restore(self) -> None:
         """Puts everything back, also in what modules have taken meanwhile."""
-        entries = _of_modules(self._entries)
+        entries = _referred_to(self._entries)
         while self._entries:
-            owner, name, own, wrapped = self._entries.pop()
-            if vars(owner).get(name) is not wrapped:
+            owner, name, own, wrapped, (_, asked) = self._entries.pop()
+            standing = vars(owner).get(name)
+            if standing is not wrapped and standing is not asked:
                 continue  # somebody has patched it since, over ours, which does nothing any more
             if own is None:
                 delattr(owner, name)
             else:
                 setattr(owner, name, own)
-        exchange([(entry.wrapped, entry.own) for entry in entries], self._namespaces_without(entries))
+        exchange([entry.asked[::-1] for entry in entries], self._namespaces_without(entries))
         self._covered = 0
         self.references.clear()
 
@@ -94,8 +99,10 @@ class Ledger:
         return self._without.setdefault(frozenset((id(entry.owner), entry.name) for entry in sought), {})
 
 
-def _of_modules(entries: Iterable[_Entry]) -> list[_Entry]:
-    return [entry for entry in entries if isinstance(entry.owner, ModuleType)]
+def _referred_to(entries: Iterable[_Entry]) -> list[_Entry]:
+    # Of classes, only the one whose methods are everybody's: what another class inherits, eventlet's copy of it say, is
+    # the very same function of C, and not meant.
+    return [entry for entry in entries if isinstance(entry.owner, ModuleType) or entry.owner is socket]
 
 
 def on_import(module: str, call: Callable[[ModuleType], None]) -> None:

@@ -51,16 +51,17 @@ def wrappers(proxies_for: Callable[[str, int], Sequence[Proxy] | None]) -> dict[
     """
 
     def bind(
-        wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
+        wrapped: Callable[..., None], instance: socket.socket | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         wrapped(*args, **kwargs)
-        remember_address(instance, *args)
+        if instance is not None:
+            remember_address(instance, *args)
 
     def listen(
-        wrapped: Callable[..., None], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
+        wrapped: Callable[..., None], instance: socket.socket | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         # What is a GSSSocket has decided already.
-        if kwargs or isinstance(instance, GSSSocket) or not may_listen(instance):
+        if kwargs or instance is None or isinstance(instance, GSSSocket) or not may_listen(instance):
             return wrapped(*args, **kwargs)
         _arguments.check(instance.family, "listen", *args)
         proxies = proxies_for(*asked_address(instance))

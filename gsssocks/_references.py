@@ -1,4 +1,5 @@
-"""What modules took of other modules before those were patched: `from socket import getaddrinfo` binds the function.
+"""What modules took of others, or of `socket.socket`, before those were patched: `from socket import getaddrinfo` binds
+the function, `_connect = socket.socket.connect` the method.
 
 Only the names of modules are looked at, in their namespaces: no attribute is asked for, so that a module that is loaded
 lazily stays unloaded. What a class, a closure or a container holds is not found.

@@ -117,9 +117,13 @@ def _note(name: str, addresses: list[str]) -> None:
         _direct = set()
 
 
-def find_route(sock: socket.socket, args: tuple[Any, ...]) -> Route | None:
+def find_route(sock: socket.socket | None, args: tuple[Any, ...]) -> Route | None:
     """How `sock` is to reach its destination, the one argument of a connect; None for what is reached directly as it
     is, and for what the kernel refuses anyway.
+
+    Args:
+        sock: None for one that is no `socket.socket`, whose methods were called with it all the same.
+        args: the arguments of the connect.
 
     Raises:
         ProxyError: a rule refuses the destination.
@@ -127,7 +131,9 @@ def find_route(sock: socket.socket, args: tuple[Any, ...]) -> Route | None:
             `sock`.
     """
     settings = _current
-    if settings is None or _family(sock) not in _INET or not (_type(sock) == socket.SOCK_STREAM or is_udp(sock)):
+    if settings is None or sock is None or _family(sock) not in _INET:
+        return None
+    if _type(sock) != socket.SOCK_STREAM and not is_udp(sock):
         return None
     attachment = attachment_of(sock)
     if attachment is not None:

@@ -17,10 +17,17 @@ import gsssocks
 from gsssocks import _originals
 from gsssocks._resolver import Placeholders
 from gsssocks.testing import tunnelled_pair
+from tests.peers.host import PATIENCE_SECONDS
+from tests.peers.receiving import receive_exactly
+from tests.peers.routes import tunnelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from gsssocks.testing import Realm
+    from tests.peers.dante import Dante
+    from tests.peers.targets import EchoServer
 
 FUNCTIONS = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 PROXY = "socks5h://proxy.example"
@@ -98,6 +105,69 @@ class TestTakenBefore:
             with gsssocks.installed(PROXY):
                 assert gsssocks.status().references == before
         assert earlier.taken is plain
+
+
+METHODS = ("connect", "connect_ex", "sendto", "sendmsg", "bind", "listen")
+
+
+class TestMethodTakenBefore:
+    @pytest.mark.parametrize("name", METHODS)
+    def test_is_covered(self, earlier: Earlier, name: str) -> None:
+        plain = earlier.taken = getattr(socket.socket, name)
+        with gsssocks.installed(PROXY, bind=True):
+            assert earlier.taken is not plain
+            assert earlier.taken == getattr(socket.socket, name)
+            assert "earlier.taken" in gsssocks.status().references
+        assert earlier.taken is plain
+
+    def test_connects_through_the_proxy(
+        self, earlier: Earlier, realm: Realm, dante_confidentiality: Dante, echo: EchoServer
+    ) -> None:
+        earlier.taken = socket.socket.connect
+        with socket.socket() as sock:
+            sock.settimeout(PATIENCE_SECONDS)
+            with tunnelled(realm, dante_confidentiality):
+                earlier.taken(sock, echo.address)
+            assert isinstance(sock, gsssocks.GSSSocket)
+            sock.sendall(b"hello")
+            assert receive_exactly(sock, 5) == b"hello"
+
+    def test_connects_directly_what_is_reached_directly(self, earlier: Earlier, echo: EchoServer) -> None:
+        earlier.taken = socket.socket.connect
+        with gsssocks.installed(PROXY), socket.socket() as sock:
+            earlier.taken(sock, echo.address)
+            assert type(sock) is socket.socket
+
+    @pytest.mark.parametrize("name", ["connect", "connect_ex"])
+    def test_called_with_a_socket_of_another_class_is_what_it_was(
+        self, earlier: Earlier, echo: EchoServer, name: str
+    ) -> None:
+        earlier.taken = getattr(socket.socket, name)
+        underlying = _originals.SocketType()
+        with gsssocks.installed(PROXY, no_proxy=[]):
+            earlier.taken(underlying, echo.address)
+        assert underlying.getpeername() == echo.address
+        underlying.close()
+
+    def test_put_back_by_whoever_took_it_leaves_no_trace(self, earlier: Earlier) -> None:
+        """As testing tools do that lock the network out for the time of a test."""
+        earlier.taken = socket.socket.connect
+        with gsssocks.installed(PROXY):
+            for method in (lambda *_: None, earlier.taken):
+                socket.socket.connect = method  # type: ignore[method-assign]
+            with socket.socket() as sock, pytest.raises(gsssocks.ProxyError):
+                sock.connect(("target.example", 80))
+        assert "connect" not in vars(socket.socket)
+
+    def test_by_whoever_patches_the_method_with_it_is_left_alone(
+        self, earlier: Earlier, echo: EchoServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is what our own calls in the end."""
+        plain = earlier.taken = socket.socket.connect
+        monkeypatch.setattr(socket.socket, "connect", lambda *arguments: earlier.taken(*arguments))  # noqa: PLW0108
+        with gsssocks.installed(PROXY), socket.socket() as sock:
+            assert earlier.taken is plain
+            sock.connect(echo.address)
 
 
 def test_taken_between_is_given_back(earlier: Earlier) -> None:
