@@ -9,6 +9,7 @@ __all__ = ["LIBRARIES", "LIBRARIES_THAT_RESOLVE", "PROXIES_OF_THE_ENVIRONMENT", 
 
 LIBRARIES = {
     "OpenSSL.SSL": "gsssocks.adapters.pyopenssl",
+    "_socket": "gsssocks.adapters.ancillary",
     "curio.io": "gsssocks.adapters.curio",
     "eventlet.green.socket": "gsssocks.adapters.eventlet",
     "eventlet.green.ssl": "gsssocks.adapters.eventlet",
@@ -16,7 +17,7 @@ LIBRARIES = {
     "trio._socket": "gsssocks.adapters.trio",
     "uvloop": "gsssocks.adapters.uvloop",
 }
-"""Those of other makers: covered while something is installed, and while there are tunnels."""
+"""Those of other makers, and `sendmsg`: covered while something is installed, and while there are tunnels."""
 PROXIES_OF_THE_ENVIRONMENT = {"urllib.request": "gsssocks.adapters.urllib"}
 """What tells programs of the proxies that the environment names: covered likewise. It imports `socket`."""
 STANDARD_LIBRARY = {

@@ -8,25 +8,22 @@ receives with the C functions it always had. The ledger says how to put everythi
 from __future__ import annotations
 
 import errno
-import functools
 import socket
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from . import _guards, _listeners, _originals
 from ._config import Settings
-from ._datagram_socket import DatagramSocket, become_datagram_socket
-from ._endpoint import share_of
+from ._datagram_socket import DatagramSocket
+from ._datagrams import sendto, with_datagrams
 from ._ledger import Ledger, on_import
 from ._libraries import LIBRARIES_THAT_RESOLVE
 from ._log import log_to_stderr_if_asked, log_to_stderr_no_more
 from ._routing import (
     choose_placeholders,
     current,
-    decided,
-    direct_addresses,
     find_route,
     is_udp,
     listening_proxies,
@@ -34,9 +31,8 @@ from ._routing import (
     real_address,
     use,
 )
-from ._socket import check_not_connecting, connect_code, in_progress
+from ._socket import connect_code, in_progress
 from ._switching import open_tunnel
-from .exceptions import unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -202,9 +198,7 @@ def _patch(settings: Settings) -> None:
 def _patch_connections() -> None:
     _ledger.wrap(_originals.socket, "connect", _connect)
     _ledger.wrap(_originals.socket, "connect_ex", _connect_ex)
-    _ledger.wrap(_originals.socket, "sendto", _sendto)
-    if hasattr(_originals.socket, "sendmsg"):
-        _ledger.wrap(_originals.socket, "sendmsg", _sendmsg)
+    _ledger.wrap(_originals.socket, "sendto", sendto)
 
 
 def _patch_lookups() -> None:
@@ -263,7 +257,7 @@ def _connect(
     if not route.proxies:
         return wrapped(real_address(instance, route.name, args[0]))
     if is_udp(instance):
-        return DatagramSocket.connect(_with_datagrams(instance), args[0])
+        return DatagramSocket.connect(with_datagrams(instance), args[0])
     _tunnel(instance, route, args[0])
     if instance.gettimeout() == 0:
         raise in_progress()
@@ -279,68 +273,13 @@ def _connect_ex(
         if not route.proxies:
             return wrapped(real_address(instance, route.name, args[0]))
         if is_udp(instance):
-            return DatagramSocket.connect_ex(_with_datagrams(instance), args[0])
+            return DatagramSocket.connect_ex(with_datagrams(instance), args[0])
         _tunnel(instance, route, args[0])
     except socket.gaierror:
         raise
     except OSError as error:
         return connect_code(instance, error)
     return errno.EINPROGRESS if instance.gettimeout() == 0 else 0
-
-
-_MAX_DIRECT = 1024
-"""How many addresses to note that datagrams go to directly, so that one need not be decided on again for each
-datagram."""
-
-
-def _sendto(wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    if not args or _goes_directly(instance, args[-1], args[1:-1]):
-        return wrapped(*args, **kwargs)
-    return DatagramSocket.sendto(_with_datagrams(instance), *args)
-
-
-def _sendmsg(
-    wrapped: Callable[..., int], instance: socket.socket, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> int:
-    if len(args) < 4 or args[3] is None or _goes_directly(instance, args[3], args[2:3]):
-        return wrapped(*args, **kwargs)
-    return DatagramSocket.sendmsg(_with_datagrams(instance), *args)
-
-
-def _goes_directly(sock: socket.socket, address: Any, flags: tuple[Any, ...]) -> bool:
-    """Whether what `sock` sends to `address` is left to the kernel; `flags` has the call's flags, if there are any.
-
-    Raises:
-        ProxyError: a rule refuses it, or it would connect past the proxy.
-    """
-    known = direct_addresses()  # of now: there may be others when it has been decided
-    try:
-        if address in known:
-            return True
-    except TypeError:
-        known = set()  # it holds a bytearray, or is no address
-    if not is_udp(sock):
-        if flags and any(flags) and find_route(sock, (address,)) is not None:
-            check_not_connecting(*flags)
-        return True
-    if share_of(sock) is not None:
-        return False  # called unbound, past the methods that it has
-    if find_route(sock, (address,)) is not None:
-        return False
-    if len(known) < _MAX_DIRECT:
-        known.add(address)
-    return True
-
-
-def _with_datagrams(sock: socket.socket) -> DatagramSocket:
-    """The socket, as one that decides for each datagram how it goes: by the rules of now, as long as it lives."""
-    with _lock:
-        if share_of(sock) is None:
-            settings = current()
-            if settings is None:
-                raise unsupported("this datagram", "send it again: gsssocks was being uninstalled")
-            become_datagram_socket(sock, functools.partial(decided, settings))
-    return cast("DatagramSocket", sock)
 
 
 def _tunnel(sock: socket.socket, route: Route, address: object) -> None:

@@ -26,7 +26,7 @@ FLOORS: dict[str, int] = {
     for floor, names in {
         14: ["", "cli", "__main__", "_inject", "_injection"],
         13: ["adapters", "_startup"],
-        12: ["_patch", "_check"],
+        12: ["_patch", "_check", "_datagrams"],
         11: ["_routing", "_target"],
         10: ["_answers", "_create_connection", "_tls", "_resolver", "_listeners", "server"],
         9: ["_socket", "_datagram_socket"],
@@ -49,6 +49,7 @@ NEIGHBOURS = {
     ("cli", "_injection"),
     ("_inject", "_startup"),
     ("_endpoint", "_udp"),
+    ("_patch", "_datagrams"),
     ("_datagram_socket", "_socket"),
     ("adapters", "adapters"),
 }

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,24 @@ class TestStand:
         for thread in threads:
             thread.join()
         assert not failures
+        assert state() == before
+
+    @pytest.mark.parametrize("first", ["installed", "tunnel"])
+    @pytest.mark.parametrize("last", ["installed", "tunnel"])
+    def test_where_what_is_installed_wraps_the_same_method(self, first: str, last: str) -> None:
+        before = state()
+        with ExitStack() as installed, ExitStack() as tunnel:
+            if first == "installed":
+                installed.enter_context(gsssocks.installed(PROXY))
+            for end in tunnelled_pair():
+                tunnel.enter_context(end)
+            if first == "tunnel":
+                installed.enter_context(gsssocks.installed(PROXY))
+            assert gsssocks.status().patched.count("socket.sendmsg") == 1
+            first_to_end, second = (tunnel, installed) if last == "installed" else (installed, tunnel)
+            first_to_end.close()
+            assert gsssocks.status().patched.count("socket.sendmsg") == 1
+            second.close()
         assert state() == before
 
     def test_at_the_end_of_the_process_nothing_is_said(self) -> None:

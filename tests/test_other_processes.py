@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import array
 import multiprocessing
 import os
 import pickle
+import re
 import shlex
 import socket
 import ssl
+import struct
 import subprocess
 import sys
-from multiprocessing.reduction import ForkingPickler
+from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
 import gsssocks
-from gsssocks import GSSSocket, ProxyError
+from gsssocks import GSSSocket, ProxyError, _originals
 from gsssocks.testing import tunnelled_pair
 from tests.peers.host import PATIENCE_SECONDS, Host, received_until_end
 from tests.peers.receiving import receive_exactly
@@ -162,6 +165,26 @@ class TestChild:
         assert spawn(os.P_WAIT, sys.executable, *arguments(write_to(sock.fileno()))) == 0
         assert peer.read_exactly(5) == b"hello"
 
+    def test_by_sendmsg(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = waiting
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, sock.fileno()]))
+            assert ours.sendmsg([b"here"], iter([rights])) == 4
+            standard_input, fd = socket.recv_fds(theirs, 4, 2)[1]
+        write_past_python(fd)
+        os.close(standard_input)
+        assert peer.read_exactly(5) == b"hello"
+
+    def test_by_send_handle(self, waiting: tuple[socket.socket, TunnelPeer]) -> None:
+        sock, peer = waiting
+        ours, theirs = multiprocessing.Pipe()
+        with ours, theirs:
+            send_handle(ours, sock.fileno(), None)
+            fd = recv_handle(theirs)
+        write_past_python(fd)
+        assert peer.read_exactly(5) == b"hello"
+
     @pytest.mark.parametrize(
         "begin", [f"subprocess.run({SAY_HELLO!r})", f"os.system({shlex.join(SAY_HELLO)!r})"], ids=["run", "system"]
     )
@@ -220,6 +243,38 @@ class TestChild:
                 run(SAY_HELLO, stdout=encrypted)
             encrypted.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert encrypted.recv(5) == b"HTTP/"
+
+    @pytest.mark.usefixtures("through_dante")
+    def test_by_sendmsg_under_tls_is_refused(self, https_server: HTTPSServer, trust: trustme.CA) -> None:
+        context = ssl.create_default_context()
+        trust.configure_trust(context)
+        plain = socket.create_connection(https_server.address, PATIENCE_SECONDS)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, context.wrap_socket(plain, server_hostname="localhost") as encrypted:
+            with pytest.raises(ProxyError, match="under TLS"):
+                ours.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", encrypted.fileno()))])
+            ours.sendall(b"nothing before")
+            assert theirs.recv(20) == b"nothing before"
+
+    @pytest.mark.usefixtures("waiting")
+    @pytest.mark.parametrize(
+        "ancillary",
+        [
+            5,
+            [5],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS)],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, "text")],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", -1))],
+            [(socket.SOL_SOCKET, 99, b"")],
+        ],
+    )
+    def test_what_is_wrong_is_said_by_sendmsg(self, ancillary: Any) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            with pytest.raises((TypeError, OSError)) as expected:
+                _originals.SocketType.sendmsg(ours, [b"x"], ancillary)
+            with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+                ours.sendmsg([b"x"], ancillary)
 
     @pytest.mark.usefixtures("waiting")
     def test_what_is_wrong_is_said_by_popen(self) -> None:

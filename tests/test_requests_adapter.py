@@ -615,7 +615,7 @@ class TestThisSessionAlone:
             assert session.get(https_server.url("/headers")).ok
             now = [(name, found, own) for owner, own in zip(owners, before) for name, found in vars(owner).items()]
             changed = [name for name, found, own in now if found is not own.get(name)]
-            assert sorted(changed) == ["__init__", "_wrap_socket", "send_fds"]
+            assert sorted(changed) == ["__init__", "_wrap_socket", "send_fds", "sendmsg"]
         gc.collect()
         assert before == [vars(owner) for owner in owners]
 
