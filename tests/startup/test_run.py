@@ -270,7 +270,7 @@ class TestAWrongSetUp:
     def test_a_typing_error_in_the_file_is_quoted_with_its_name(self, env: Env, tmp_path: Path) -> None:
         path = script(tmp_path, "[proxy]\nprotecton = integrity\n", "gsssocks.ini")
         said = self.stopped(inside("-c", "print('ran')", env={**env, "GSSSOCKS_CONFIG": str(path)}))
-        assert said == f"gsssocks run: {path}: unknown option 'protecton'; did you mean 'protection'?\n"
+        assert said == f"gsssocks run: {path}, line 2: unknown option 'protecton'; did you mean 'protection'?\n"
 
     def test_that_the_program_alone_meets(self, env: Env) -> None:
         wrong = {**env, "GSSSOCKS_INJECT": "1", "GSSSOCKS_PROXY": "http://proxy:3128"}
