@@ -111,6 +111,18 @@ class TestDirectly:
         with gsssocks.installed("socks5h://proxy.example", no_proxy=["localhost"]):
             assert uvloop.run(connect())
 
+    def test_placeholder_of_a_name_that_is_direct_by_now(self, echo: EchoServer) -> None:
+        async def connect(host: str) -> Any:
+            _, writer = await asyncio.open_connection(host, echo.address[1])
+            name = writer.get_extra_info("peername")
+            writer.transport.abort()
+            return name
+
+        with gsssocks.installed("socks5h://proxy.example", no_proxy=[]):
+            placeholder = socket.gethostbyname("localhost")
+        with gsssocks.installed("socks5h://proxy.example", no_proxy=["localhost"]):
+            assert uvloop.run(connect(placeholder)) == echo.address
+
     def test_from_an_address(self, echo: EchoServer) -> None:
         async def connect() -> Any:
             _, writer = await asyncio.open_connection(*echo.address, local_addr=("127.0.0.2", 0))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import urlsplit
 
+from gsssocks._config import Proxy
 from gsssocks._guards import wrap
 from gsssocks._routing import current
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = ["cover"]
-
-DEFAULT_PORT = 1080
 
 
 def cover(request: ModuleType) -> None:
@@ -47,7 +46,7 @@ def _is_one_of(places: set[tuple[str, int]], url: str) -> bool:
     """Whether a URL names a SOCKS proxy at one of these hosts and ports."""
     try:
         parts = urlsplit(url)
-        place = (parts.hostname, parts.port or DEFAULT_PORT)
+        place = (parts.hostname, parts.port or Proxy.port)
     except ValueError:
         return False
     return parts.scheme.startswith("socks") and place in places

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, TypeVar
 from gsssocks._endpoint import share_of
 from gsssocks._guards import wrap
 from gsssocks._originals import Thread
-from gsssocks._routing import current, is_direct
+from gsssocks._routing import current, decided, is_direct
 from gsssocks._switching import use_raw
 from gsssocks.exceptions import unsupported
 
@@ -86,7 +86,7 @@ async def _connect_then_create(
     failure: OSError | None = None
     for info in await _in_a_thread(loop, look_up):
         try:
-            if is_direct(*info[4][:2]):
+            if _is_left_to_libuv(*info[4][:2]):
                 return await create(protocol_factory, _literal(info[4]), port, local_addr=local_addr, **options)
             sock = await _in_a_thread(loop, functools.partial(_connected, info, local_addr), socket.socket.close)
         except ssl.SSLError:
@@ -110,6 +110,15 @@ async def _handed_over(
     except BaseException:
         sock.close()
         raise
+
+
+def _is_left_to_libuv(host: str, port: int) -> bool:
+    """Whether libuv can connect to an address: it is reached directly, and stands for itself, not for a name."""
+    settings = current()
+    if settings is None:
+        return True
+    route = decided(settings, host, port)
+    return not route.proxies and route.name is None
 
 
 def _literal(address: tuple[Any, ...]) -> str:
